@@ -1,0 +1,69 @@
+"""A request for pictures, as a value.
+
+Owns what the engine needs to draw: every default filled in, every name resolved, uploads replaced by their digest.
+Knows nothing of HTTP, tenants, queues or file formats, and imports neither torch nor diffusers, so that the API
+process can use it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+MAX_SEED = 2**63 - 1
+"""Largest seed; picture n of a request is drawn with seed + n, modulo 2**63."""
+
+SIZE_MULTIPLE = 8
+"""Pixels: widths and heights are multiples of the autoencoder's factor (arXiv 2112.10752, section 3.1, f = 8)."""
+
+
+class PictureRequest(BaseModel):
+    """What every task has in common. Frozen; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    prompt: str
+    negative_prompt: str | None = None
+    """None is not the empty prompt for every network (SDXL zeroes it), so it is kept apart from ""."""
+    width: int = Field(gt=0, multiple_of=SIZE_MULTIPLE)
+    height: int = Field(gt=0, multiple_of=SIZE_MULTIPLE)
+    num_inference_steps: int = Field(ge=1)
+    guidance_scale: float = Field(ge=0, allow_inf_nan=False)
+    """Classifier-free guidance (arXiv 2207.12598); 1 or less switches it off and halves the cost."""
+    sampler: str
+    noise_schedule: str
+    seed: int = Field(ge=0, le=MAX_SEED)
+    num_images: int = Field(ge=1)
+
+    def seed_of(self, index: int) -> int:
+        """Seed of picture `index`: the picture is the same one that this seed draws alone."""
+        return (self.seed + index) % (MAX_SEED + 1)
+
+    @property
+    def has_guidance(self) -> bool:
+        return self.guidance_scale > 1.0
+
+
+class TextToImageRequest(PictureRequest):
+    """Pictures from noise, steered by a prompt."""
+
+    task: Literal["text-to-image"] = "text-to-image"
+
+
+class ImageToImageRequest(PictureRequest):
+    """Pictures that start from an upload, noised as far as `strength` says (SDEdit, arXiv 2108.01073)."""
+
+    task: Literal["image-to-image"] = "image-to-image"
+    image: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    """Digest of the upload: an 8-bit RGB PNG in the store, already EXIF-rotated, of any size."""
+    strength: float = Field(gt=0, le=1, allow_inf_nan=False)
+
+
+GenerationRequest = Annotated[TextToImageRequest | ImageToImageRequest, Field(discriminator="task")]
+
+REQUEST_ADAPTER: TypeAdapter[TextToImageRequest | ImageToImageRequest] = TypeAdapter(GenerationRequest)
+"""Reads and writes a GenerationRequest as JSON."""
+
+TASKS: tuple[str, ...] = ("text-to-image", "image-to-image")

@@ -1,0 +1,280 @@
+"""What crosses Redis: the values and the names that the API and the workers agree on.
+
+Owns job ids, key names, queue names, and the frozen values of a job's life (request, progress, outcome, document) and
+of a worker's word about itself (catalogue entry, beat). Knows no Redis client, no HTTP, no torch. `workers.board`
+does the reading and writing.
+
+Where is it? One key each, `denoised:` in front:
+
+    job:<id>                  hash    the record: see JobRecord; from the commit point on it holds `outcome`
+    progress:<id>             hash    step, steps, eta_s of a running job; expires by itself
+    preview:<id>              string  newest preview of a running job (WebP bytes); expires by itself
+    jobs:<tenant>             zset    the tenant's job ids by creation time
+    idempotency:<tenant>:<h>  string  "<body digest> <job id>" of an Idempotency-Key; expires by itself
+    upload:<tenant>:<digest>  string  the newest job that holds this upload; expires by itself
+    gone:<id>                 string  the tenant of an erased job; expires by itself
+    costs:<model>             hash    job id -> predicted cost of each queued job (row-steps at the model's own size)
+    queues:<model>            set     names of this model's RQ queues that may hold jobs
+    doorbell:<model>          list    rung at enqueue; an idle worker blocks on it
+    events                    stream  job, kind: one entry whenever a document changes
+    catalogue                 hash    model name -> ModelEntry; stays when its worker is gone
+    workers                   hash    worker name -> WorkerBeat; an older beat than BEAT_TTL_S is a dead worker
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.request import GenerationRequest
+
+CONTRACT_VERSION = 1
+RETENTION_S = 24 * 3600
+"""Seconds that an ended job and its pictures are kept unless the settings say otherwise."""
+BEAT_TTL_S = 20.0
+PROGRESS_TTL_S = 120
+EVENT_STREAM_LENGTH = 10_000
+LOCAL_TENANT = "local"
+"""Everybody's tenant while the server has no keys."""
+
+Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
+ENDED: frozenset[str] = frozenset({"succeeded", "failed", "canceled"})
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+OutputFormat = Literal["png", "jpeg", "webp"]
+EventKind = Literal["status", "progress", "preview", "end"]
+
+_JOB_ID = re.compile(r"^([0-9a-f]{12})([0-9a-f]{32})$")
+
+
+class Value(BaseModel):
+    """A frozen value that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def new_job_id() -> str:
+    """44 hex digits: milliseconds since 1970 (12), then 128 random bits: not to be guessed, and it tells its age."""
+    return f"{int(time.time() * 1000):012x}{secrets.token_hex(16)}"
+
+
+def created_at_of(job_id: str) -> float | None:
+    """Unix seconds at which this id was made, or None when it is no id of ours."""
+    match = _JOB_ID.match(job_id)
+    return int(match[1], 16) / 1000 if match else None
+
+
+def key(kind: str, *parts: str) -> str:
+    """Redis key of one noun of the table above: `key("job", job_id)`."""
+    return ":".join(("denoised", kind, *parts))
+
+
+def slug(name: str) -> str:
+    """A name fit for keys and queues: other characters than letters, digits, `_`, `-` are replaced and hashed."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def queue_name(model: str, priority: Priority, tenant: str) -> str:
+    """Name of the RQ queue of one (model, priority, tenant)."""
+    return ".".join((slug(model), priority, slug(tenant)))
+
+
+# --- a job ---------------------------------------------------------------------------------------------------------
+
+
+class Delivery(Value):
+    """How the pictures are handed over. No influence on their pixels before encoding."""
+
+    output_format: OutputFormat = "png"
+    previews: bool = False
+
+
+class Submission(Value):
+    """An accepted request on its way into the queue."""
+
+    tenant: str
+    request: GenerationRequest
+    delivery: Delivery = Delivery()
+    priority: Priority = "normal"
+    traceparent: str | None = None
+
+
+class Progress(Value):
+    """Where a running job stands. `step` counts UNet evaluations (a 20-step Heun request has 39)."""
+
+    step: int = 0
+    steps: int = 0
+    eta_s: float | None = None
+
+
+class Picture(Value):
+    """One finished picture in the store."""
+
+    file: str
+    """Name inside the job's folder of the store; carries the execution that wrote it."""
+    seed: int
+    width: int
+    height: int
+    sha256: str
+    """Of the file's bytes."""
+    size_bytes: int
+    media_type: str
+
+
+class JobError(Value):
+    """Why a job failed: a stable code (`models.errors`) and a sentence."""
+
+    code: str
+    detail: str
+
+
+class Timings(Value):
+    """Seconds per phase. `denoise_s` includes the turns of other shapes while this job was in the batch."""
+
+    queued_s: float | None = None
+    prepare_s: float | None = None
+    """Upload decoded, step table compiled, prompts encoded, upload encoded to latents."""
+    denoise_s: float | None = None
+    decode_s: float | None = None
+    """From the last step to pixels."""
+    save_s: float | None = None
+    """File encoded, written and synced."""
+    total_s: float | None = None
+
+
+class Outcome(Value):
+    """How a job ended. Written once, by whoever gets there first: the commit point."""
+
+    status: Literal["succeeded", "failed", "canceled"]
+    pictures: tuple[Picture, ...] = ()
+    error: JobError | None = None
+    timings: Timings = Timings()
+    ended_at: float
+    execution: str | None = None
+    """RQ execution that made it; None when the API or the clean-up ended the job."""
+
+
+class JobRecord(Value):
+    """The `job:<id>` hash. Everything but the last five fields is written once, at enqueue."""
+
+    id: str
+    submission: Submission
+    created_at: float
+    queue: str
+    cost: float
+    contract_version: int = CONTRACT_VERSION
+    started_at: float | None = None
+    warnings: tuple[str, ...] = ()
+    execution: str | None = None
+    """The execution that last claimed the job and has not handed it back; a claim that finds one counts a death."""
+    deaths: int = 0
+    """Workers that died on this job without getting further than the one before."""
+    best_step: int = 0
+    outcome: Outcome | None = None
+
+
+class JobView(Value):
+    """Everything known of a job at one moment; the API makes its document from it."""
+
+    record: JobRecord
+    status: Status
+    progress: Progress | None = None
+    queue_position: int | None = None
+    """Jobs that will start before this one if all tenants keep their turns; 0 is next."""
+    eta_s: float | None = None
+
+
+# --- a worker's word about itself ----------------------------------------------------------------------------------
+
+
+class SamplerEntry(Value):
+    """A sampler as `GET /models` shows it."""
+
+    name: str
+    description: str
+    noise_schedules: tuple[str, ...]
+    min_steps: int = 1
+    max_steps: int
+
+
+class ModelDefaults(Value):
+    """What a request gets when it says nothing."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    noise_schedule: str
+    strength: float = 0.8
+
+
+class ModelEntry(Value):
+    """A loaded model in the catalogue: what the API validates against."""
+
+    name: str
+    tasks: tuple[str, ...]
+    defaults: ModelDefaults
+    size_multiple: int = Field(8, gt=0)
+    min_size: int
+    max_size: int
+    """Pixels a side."""
+    max_pixels: int
+    """Pixels a picture."""
+    max_images: int
+    token_limit: int
+    """Tokens of a prompt that reach the network, without the two that frame it."""
+    samplers: tuple[SamplerEntry, ...]
+    sampler_aliases: dict[str, tuple[str, str]] = {}
+    """Alias -> (sampler, noise schedule)."""
+    prediction_type: str
+    device: str
+    dtype: str
+    digest: str
+    """SHA-256 over the weight files: the same digest draws the same pictures."""
+
+
+class ModelLoad(Value):
+    """Measured speed and load of one model on one worker; the source of ETAs."""
+
+    loaded: bool
+    warmed: bool
+    cost_per_s: float | None = None
+    """Row-steps a second, at the model's own size, over the last busy seconds."""
+    cost_in_flight: float = 0.0
+    """Row-steps still to do for the jobs in the batch."""
+    slots: int = 0
+    rows_per_step: float | None = None
+    step_s: float | None = None
+
+
+class WorkerBeat(Value):
+    """A worker's heartbeat."""
+
+    name: str
+    beat_at: float
+    started_at: float
+    pid: int
+    host: str
+    contract_version: int = CONTRACT_VERSION
+    state: Literal["loading", "running", "draining"]
+    models: dict[str, ModelLoad]
+    counters: dict[str, float] = {}
+    """Monotonic since the worker started, for metrics: jobs ended by status, steps, rows, oom splits, ..."""
+
+
+def predict_cost(request: GenerationRequest, entry: ModelEntry) -> float:
+    """Cost of a request in row-steps at the model's default size: what ETAs, Retry-After and fair shares count with."""
+    rows = 2 if request.has_guidance else 1
+    share = getattr(request, "strength", 1.0)
+    pixels = request.width * request.height / (entry.defaults.width * entry.defaults.height)
+    return max(1.0, request.num_inference_steps * share) * rows * request.num_images * pixels

@@ -1,0 +1,106 @@
+"""How many rows one UNet call may have.
+
+Owns the ceilings: measured at warm-up or configured, halved by out-of-memory, won back one row at a time. Knows
+nothing of slots or networks beyond their group key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from models.checkpoint import Checkpoint
+from models.device import is_out_of_memory, release_cached_memory
+from models.slot import GroupKey
+
+_WORTH = 0.95
+"""A larger call is worth it when it costs at most this share of the best so far, per row."""
+
+
+@dataclass
+class _Ceiling:
+    rows: int
+    limit: int
+    """What it may grow back to."""
+    clean_since: float
+
+
+class Capacity:
+    """Row ceilings per group.
+
+    A memory fault may be a neighbour's spike, so a ceiling it lowered rises by one row after every `probe_after_s`
+    clean seconds, up to where it started.
+    """
+
+    def __init__(self, max_rows: int, probe_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """`max_rows`: ceiling at a model's own size; other sizes get their share of it by pixels, at least 2."""
+        self._max_rows = max_rows
+        self._probe_after_s = probe_after_s
+        self._clock = clock
+        self._measured: dict[str, tuple[int, int]] = {}
+        self._ceilings: dict[GroupKey, _Ceiling] = {}
+
+    def set_measured(self, network: str, area: int, rows: int) -> None:
+        """Take the ceiling measured for `network` at latents of `area` = h * w positions."""
+        self._measured[network] = (area, min(rows, self._max_rows))
+
+    def rows(self, key: GroupKey) -> int:
+        """Rows that the next call of this group may have."""
+        ceiling = self._ceiling(key)
+        now = self._clock()
+        if ceiling.rows < ceiling.limit and now - ceiling.clean_since >= self._probe_after_s:
+            ceiling.rows += 1
+            ceiling.clean_since = now
+        return ceiling.rows
+
+    def lower(self, key: GroupKey, failed_rows: int) -> int:
+        """Remember that `failed_rows` did not fit; returns the new ceiling, half of it and at least 1."""
+        ceiling = self._ceiling(key)
+        ceiling.rows = max(1, min(ceiling.rows, failed_rows // 2))
+        ceiling.clean_since = self._clock()
+        return ceiling.rows
+
+    def _ceiling(self, key: GroupKey) -> _Ceiling:
+        if key not in self._ceilings:
+            area, rows = self._measured.get(key.network, (0, self._max_rows))
+            scale = area / (key.shape[1] * key.shape[2]) if area else 1.0
+            limit = max(2, min(self._max_rows, int(rows * scale)))
+            self._ceilings[key] = _Ceiling(limit, limit, self._clock())
+        return self._ceilings[key]
+
+
+def measure_rows(checkpoint: Checkpoint, max_rows: int, max_step_s: float) -> int:
+    """Rows beyond which a UNet call at the model's own size is not worth growing: a row gets no cheaper (by 5 %), a
+    call takes longer than `max_step_s` seconds, or memory ends. Tries 2, 4, 8 ... up to `max_rows`."""
+    best_rows, best_cost, rows = 2, float("inf"), 2
+    while rows <= max_rows:
+        try:
+            seconds = _time_call(checkpoint, rows)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            release_cached_memory(checkpoint.denoiser.device)
+            break
+        if seconds / rows < _WORTH * best_cost:
+            best_rows, best_cost = rows, seconds / rows
+        if seconds > max_step_s:
+            break
+        rows *= 2
+    return best_rows
+
+
+def _time_call(checkpoint: Checkpoint, rows: int) -> float:
+    """Seconds of one UNet call of `rows` rows, after one that is not counted."""
+    side, device = checkpoint.denoiser.sample_size, checkpoint.denoiser.device
+    latents = torch.zeros(rows, checkpoint.denoiser.latent_channels, side, side, device=device)
+    timesteps = torch.full((rows,), 500.0, device=device)
+    context = checkpoint.conditioner.encode([""])[0].expand(rows, -1, -1)  # (rows, T, D)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        checkpoint.denoiser.predict(latents, timesteps, context).sum().item()
+        seconds = time.perf_counter() - started
+    return seconds

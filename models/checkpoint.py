@@ -1,0 +1,261 @@
+"""Loaded weights of one model, and how they get here.
+
+Owns finding, refusing and loading a checkpoint in diffusers layout (a local directory or a hub id; safetensors only;
+SD 1.x / 2.x class), and its defaults. Knows nothing of requests, slots or memory budgets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.autoencoder import Autoencoder
+from models.conditioning import TextConditioner
+from models.denoiser import Denoiser
+from models.device import Placement
+from models.errors import CheckpointMissing, CheckpointRefused
+from models.request import SIZE_MULTIPLE, TASKS
+from models.step_table import StepTables
+
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+SUFFIX = ".safetensors"
+
+_PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"})
+_COMPONENTS = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+}
+_SAMPLER_OF_SCHEDULER = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "PNDMScheduler": "pndm",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "HeunDiscreteScheduler": "heun",
+    "KDPM2DiscreteScheduler": "kdpm2",
+    "KDPM2AncestralDiscreteScheduler": "kdpm2_ancestral",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "DPMSolverSinglestepScheduler": "dpmpp_2s",
+    "DEISMultistepScheduler": "deis",
+    "UniPCMultistepScheduler": "unipc",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
+}
+
+
+class Defaults(BaseModel):
+    """What a request gets when it says nothing; `denoised.json` beside `model_index.json` may set any of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(gt=0, multiple_of=SIZE_MULTIPLE)
+    height: int = Field(gt=0, multiple_of=SIZE_MULTIPLE)
+    num_inference_steps: int = Field(25, ge=1)
+    guidance_scale: float = Field(7.5, ge=0)
+    sampler: str
+    noise_schedule: str = "default"
+    strength: float = Field(0.8, gt=0, le=1)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Networks of one model, in memory on one device. Frozen; the caches inside belong to the engine's loop."""
+
+    name: str
+    conditioner: TextConditioner
+    denoiser: Denoiser
+    autoencoder: Autoencoder
+    tables: StepTables
+    scheduler_config: Mapping[str, Any]
+    defaults: Defaults
+    placement: Placement
+    digest: str
+    """SHA-256 over the weight files, in the order of their names."""
+    size_bytes: int
+    """Of the weights in memory."""
+    tasks: tuple[str, ...] = TASKS
+    min_size: int = 64
+    max_size: int = 2048
+    """Pixels a side; larger canvases need a tiled decode."""
+    max_images: int = 16
+
+    @property
+    def prediction_type(self) -> str:
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def token_limit(self) -> int:
+        return self.conditioner.token_limit
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels a picture: nine times the area it was trained on, at least a megapixel, at most max_size squared."""
+        trained = self.defaults.width * self.defaults.height
+        return min(self.max_size**2, max(9 * trained, 1024 * 1024))
+
+    @property
+    def device(self) -> str:
+        return str(self.placement.device)
+
+    @property
+    def dtype(self) -> str:
+        return self.placement.dtype_name
+
+
+def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
+    """Load the model at `source`, a directory in diffusers layout or a hub id.
+
+    Raises CheckpointMissing when there is none, CheckpointRefused when it is of a kind that is not served; both name
+    the file or the component.
+    """
+    folder = find_folder(source)
+    index = _read_json(folder / "model_index.json")
+    _refuse_unknown(index, source)
+    weights = {component: _weight_files(folder / component) for component in _COMPONENTS}
+    networks = {
+        component: _load_network(class_name, folder / component, weights[component], placement)
+        for component, class_name in _COMPONENTS.items()
+    }
+    scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
+    denoiser = Denoiser(networks["unet"])
+    if denoiser.latent_channels != 4:
+        raise CheckpointRefused(
+            f"The UNet of {source!r} has {denoiser.latent_channels} input channels; networks with 4 are served."
+        )
+    autoencoder = Autoencoder(networks["vae"])
+    return Checkpoint(
+        name=name,
+        conditioner=TextConditioner(_load_tokenizer(folder), networks["text_encoder"]),
+        denoiser=denoiser,
+        autoencoder=autoencoder,
+        tables=StepTables(scheduler_config),
+        scheduler_config=scheduler_config,
+        defaults=_read_defaults(folder, index, denoiser.sample_size * autoencoder.factor),
+        placement=placement,
+        digest=_digest(folder, [file for files in weights.values() for file in files]),
+        size_bytes=sum(_size_bytes(network) for network in networks.values()),
+    )
+
+
+def find_folder(source: str) -> Path:
+    """The local directory of `source`; a hub id is fetched (JSON and safetensors files only) unless it is cached."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise CheckpointMissing(
+                f"{source!r} has no model_index.json; give a directory in diffusers layout "
+                "(the one that save_pretrained writes)."
+            )
+        return folder
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise CheckpointMissing(f"There is no directory {source!r}.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=HUB_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointMissing(f"The hub has no model {source!r} for us: {error}") from error
+
+
+def _refuse_unknown(index: Mapping[str, Any], source: str) -> None:
+    pipeline = index.get("_class_name")
+    if pipeline not in _PIPELINES:
+        raise CheckpointRefused(
+            f"{source!r} is a {pipeline}; checkpoints of {' and '.join(sorted(_PIPELINES))} are served."
+        )
+    for component, expected in _COMPONENTS.items():
+        _, class_name = index.get(component) or (None, None)
+        if class_name != expected:
+            raise CheckpointRefused(f"The {component} of {source!r} is a {class_name}; a {expected} is needed.")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Safetensors files of one component: the plain ones, else those of the fp16 variant. Never a pickle."""
+    if not folder.is_dir():
+        raise CheckpointMissing(f"The component folder {folder.name!r} is missing beside model_index.json.")
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    plain = [file for file in found if ".fp16" not in file.name and ".non_ema" not in file.name]
+    half = [file for file in found if ".fp16" in file.name]
+    if plain or half:
+        return plain or half
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise CheckpointRefused(
+            f"{folder.name}/{pickles[0]} is a pickle, which can run any code when it is read. "
+            "Convert the checkpoint to safetensors (save_pretrained does) and give that directory."
+        )
+    raise CheckpointMissing(f"The component folder {folder.name!r} holds no {SUFFIX} file.")
+
+
+def _load_network(class_name: str, folder: Path, files: list[Path], placement: Placement) -> Any:
+    import diffusers
+    import transformers
+
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    options["variant"] = "fp16" if all(".fp16" in file.name for file in files) else None
+    if hasattr(transformers, class_name):
+        library, options["dtype"] = transformers, placement.dtype
+    else:
+        # The other way of loading needs a package of its own; it only lowers the peak of memory.
+        library, options["torch_dtype"], options["low_cpu_mem_usage"] = diffusers, placement.dtype, False
+    try:
+        network = getattr(library, class_name).from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointRefused(f"The {folder.name} cannot be loaded: {error}") from error
+    return network.requires_grad_(False).eval().to(placement.device)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointRefused(f"The tokenizer cannot be loaded: {error}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointMissing(f"{file.parent.name}/{file.name} is missing.") from error
+    except ValueError as error:
+        raise CheckpointRefused(f"{file.parent.name}/{file.name} is not JSON: {error}") from error
+
+
+def _read_defaults(folder: Path, index: Mapping[str, Any], side: int) -> Defaults:
+    scheduler = (index.get("scheduler") or (None, None))[1]
+    given: dict[str, Any] = {
+        "width": side,
+        "height": side,
+        "sampler": _SAMPLER_OF_SCHEDULER.get(str(scheduler), "dpmpp_2m"),
+    }
+    own = folder / "denoised.json"
+    if own.is_file():
+        given |= _read_json(own)
+    try:
+        return Defaults(**given)
+    except (ValidationError, TypeError) as error:
+        raise CheckpointRefused(f"denoised.json is not usable: {error}") from error
+
+
+def _size_bytes(network: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
+
+def _digest(folder: Path, files: list[Path]) -> str:
+    total = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as stream:
+            total.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()

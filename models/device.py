@@ -1,0 +1,67 @@
+"""Where and in which precision networks run: the only file that decides it, and the only one that names its faults.
+
+Knows nothing of networks or requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device and precision of a network's weights. Latents and sampler arithmetic stay float32 everywhere."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Place networks on `device` in `dtype`.
+
+    `auto` is CUDA when there is a CUDA device, else the CPU; and bfloat16 on CUDA devices that compute it natively,
+    float16 on older ones, float32 on the CPU (where bfloat16 was measured slower without AVX-512: docs/performance.md).
+
+    Raises ValueError for a dtype that is not in DTYPES and RuntimeError for a device that is not there.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = torch.device(name)
+    torch.empty(1, device=where)  # a device that is not there fails here, by its own name
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r} is unknown; choose one of auto, {', '.join(DTYPES)}")
+        return Placement(where, DTYPES[dtype])
+    if where.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Placement(where, torch.bfloat16 if native else torch.float16)
+    return Placement(where, torch.float32)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True when a smaller batch may succeed. The CPU allocator raises a plain RuntimeError, told by its words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def is_sticky(error: BaseException) -> bool:
+    """True when the device context is lost (illegal access, lost device): only a new process helps."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Hand unused blocks back to the driver, before the second try of something that did not fit."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,481 @@
+"""One running batch: admit, step, settle.
+
+Owns which slots exist, whose turn it is, and what happens when a step, a row or a decode fails. Everything about one
+picture is in its `Slot`; everything about weights is in its `Checkpoint`; sampler arithmetic is a table. Knows nothing
+of queues, files or HTTP. One thread owns an Engine.
+
+A tick is: prepare newcomers, one UNet call for one group of slots, a bounded piece of decoding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+import torch
+from PIL import Image
+
+from models.autoencoder import Posterior
+from models.batch import step_together
+from models.capacity import Capacity, measure_rows
+from models.checkpoint import Checkpoint
+from models.device import is_out_of_memory, is_sticky, release_cached_memory
+from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
+from models.meter import LoadFigures, Meter
+from models.request import ImageToImageRequest, PictureRequest
+from models.slot import Conditioning, GroupKey, Slot, start_from_latents, start_from_noise
+from models.step_table import StepTable
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Limits of one engine.
+
+    max_rows: UNet rows of one call at a model's own size; a guided picture takes two. More than the device needs to be
+    busy only makes each step longer. decode_at_once: pictures decoded together when nothing waits for the UNet.
+    prepare_at_once: jobs prepared in one tick, the longest pause newcomers may cause. probe_after_s: clean seconds
+    before a ceiling that out-of-memory lowered rises by a row.
+    """
+
+    max_rows: int = 16
+    decode_at_once: int = 8
+    prepare_at_once: int = 4
+    probe_after_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The job is in the batch. steps: UNet evaluations of each of its pictures."""
+
+    job_id: str
+    steps: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """All pictures of a job, uint8 (H, W, 3) each, in order of their seeds; seconds per phase."""
+
+    job_id: str
+    pictures: tuple[np.ndarray, ...]
+    seeds: tuple[int, ...]
+    prepare_s: float
+    denoise_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The job cannot be finished; all of it has left the batch."""
+
+    job_id: str
+    error: GenerationError
+
+
+Event = Prepared | Drawn | Broken
+
+
+@dataclass(eq=False)
+class _Job:
+    """What the pictures of one request share."""
+
+    id: str
+    request: PictureRequest
+    checkpoint: Checkpoint
+    image: Image.Image | None
+    slots: tuple[Slot, ...] = ()
+    pictures: dict[int, np.ndarray] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    admitted_at: float = field(default_factory=time.monotonic)
+    prepared_at: float = 0.0
+    denoised_at: float = 0.0
+
+
+def step_table_of(request: PictureRequest, checkpoint: Checkpoint) -> StepTable:
+    """The step table of a request; safe to call from another thread beforehand, so that the loop finds it compiled.
+
+    Raises SamplerRefused.
+    """
+    strength = request.strength if isinstance(request, ImageToImageRequest) else None
+    return checkpoint.tables.get(request.sampler, request.noise_schedule, request.num_inference_steps, strength)
+
+
+class Engine:
+    """The running batch of one process. See the module's docstring for the order of things."""
+
+    def __init__(self, settings: EngineSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings or EngineSettings()
+        self._capacity = Capacity(self._settings.max_rows, self._settings.probe_after_s, clock)
+        self._meter = Meter()
+        self._jobs: dict[str, _Job] = {}
+        self._newcomers: deque[_Job] = deque()
+        self._groups: dict[GroupKey, deque[Slot]] = {}
+        """Live slots; the slot at the left end has waited longest. The first group has waited longest, too."""
+        self._undecoded: deque[Slot] = deque()
+
+    # --- what the worker asks -------------------------------------------------------------------------------------
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        return tuple(self._jobs)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._jobs
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """Monotonic counts since the start, for metrics."""
+        return self._meter.counters
+
+    def models_in_use(self) -> frozenset[str]:
+        return frozenset(job.checkpoint.name for job in self._jobs.values())
+
+    def has_room(self, request: PictureRequest, checkpoint: Checkpoint) -> bool:
+        """True when the rows of one more job of this kind fit into a call, or none of its kind is there."""
+        key = _group_key(request, checkpoint)
+        rows = sum(slot.rows for slot in self._groups.get(key, ()))
+        rows += sum(_rows_of(job.request) for job in self._newcomers if _group_key(job.request, job.checkpoint) == key)
+        return rows == 0 or rows + _rows_of(request) <= self._capacity.rows(key)
+
+    def progress(self) -> dict[str, tuple[int, int, float | None]]:
+        """Job id -> (UNet evaluations done, of how many, seconds still to go), for jobs in the batch."""
+        return {job.id: self._progress_of(job) for job in self._jobs.values() if job.slots}
+
+    def preview(self, job_id: str) -> np.ndarray | None:
+        """The first picture as the network sees it now (predicted x0): uint8 (H, W, 3); None before its first step."""
+        job = self._jobs.get(job_id)
+        if job is None or not job.slots or job.slots[0].predicted_x0 is None:
+            return None
+        return job.checkpoint.autoencoder.decode(job.slots[0].predicted_x0[None])[0]
+
+    def loads(self) -> dict[str, LoadFigures]:
+        """Measured speed and load per model."""
+        live = [slot for group in self._groups.values() for slot in group]
+        return self._meter.loads({name: [s for s in live if s.key.network == name] for name in self._meter.models()})
+
+    # --- what the worker does -------------------------------------------------------------------------------------
+
+    def admit(
+        self, job_id: str, request: PictureRequest, checkpoint: Checkpoint, image: Image.Image | None = None
+    ) -> None:
+        """Let a job join. Cheap: the work is done at the start of a later `step`, which answers Prepared or Broken.
+
+        image: the decoded upload of an image-to-image request, RGB, any size.
+        """
+        assert job_id not in self._jobs, f"{job_id} is in the batch already. This is a bug."
+        job = _Job(job_id, request, checkpoint, image)
+        self._jobs[job_id] = job
+        self._newcomers.append(job)
+
+    def cancel(self, job_id: str) -> bool:
+        """Drop a job and all its slots at once; no event follows. False when it is not here."""
+        job = self._jobs.pop(job_id, None)
+        if job is None:
+            return False
+        if job in self._newcomers:
+            self._newcomers.remove(job)
+        for key in list(self._groups):
+            self._set_group(key, (slot for slot in self._groups[key] if slot.job_id != job_id))
+        self._undecoded = deque(slot for slot in self._undecoded if slot.job_id != job_id)
+        return True
+
+    def step(self) -> list[Event]:
+        """One tick. Returns what happened to jobs; raises only what ends the process (a lost device)."""
+        events = self._prepare_newcomers()
+        key = next(iter(self._groups), None)
+        if key is not None:
+            events += self._step_group(key)
+        return events + self._decode_some()
+
+    def warm_up(self, checkpoint: Checkpoint, max_step_s: float = 2.0) -> int:
+        """Run every network once and measure the rows beyond which no call is worth growing; returns that ceiling."""
+        rows = measure_rows(checkpoint, self._settings.max_rows, max_step_s)
+        side = checkpoint.denoiser.sample_size
+        shape = (1, checkpoint.denoiser.latent_channels, side, side)
+        checkpoint.autoencoder.decode(torch.zeros(shape, device=checkpoint.denoiser.device))
+        self._capacity.set_measured(checkpoint.name, side * side, rows)
+        return rows
+
+    # --- prepare --------------------------------------------------------------------------------------------------
+
+    def _prepare_newcomers(self) -> list[Event]:
+        """Make slots of the next newcomers; at most one of them brings an upload, which costs an encoder call."""
+        taken: list[_Job] = []
+        while self._newcomers and len(taken) < self._settings.prepare_at_once:
+            taken.append(self._newcomers.popleft())
+            if taken[-1].image is not None:
+                break
+        self._encode_prompts_together(taken)
+        return [self._prepare_or_break(job) for job in taken]
+
+    def _encode_prompts_together(self, jobs: Sequence[_Job]) -> None:
+        """Fill the embedding caches with one encoder call a model; a failure shows when the job itself is prepared."""
+        prompts: dict[str, tuple[Checkpoint, list[str]]] = {}
+        for job in jobs:
+            prompts.setdefault(job.checkpoint.name, (job.checkpoint, []))[1].extend(_prompts_of(job.request))
+        for checkpoint, texts in prompts.values():
+            try:
+                checkpoint.conditioner.encode(texts)
+            except RuntimeError as error:
+                if is_sticky(error):
+                    raise
+                log.warning("prompts could not be encoded together", model=checkpoint.name, error=str(error))
+
+    def _prepare(self, job: _Job) -> Event:
+        request, checkpoint = job.request, job.checkpoint
+        table = step_table_of(request, checkpoint)
+        warnings = [checkpoint.conditioner.warn_of_cut(text) for text in dict.fromkeys(_prompts_of(request))]
+        states = checkpoint.conditioner.encode(_prompts_of(request))
+        conditioning = Conditioning(states[0], states[1] if request.has_guidance else None, request.guidance_scale)
+        posterior = None
+        if job.image is not None:
+            posterior = checkpoint.autoencoder.encode(job.image, request.width, request.height)
+        job.slots = tuple(
+            self._make_slot(job, index, table, conditioning, posterior) for index in range(request.num_images)
+        )
+        job.image = None
+        job.warnings = tuple(warning for warning in warnings if warning)
+        job.prepared_at = time.monotonic()
+        for slot in job.slots:
+            self._groups.setdefault(slot.key, deque()).append(slot)
+        self._meter.know(checkpoint)
+        return Prepared(job.id, len(table), job.warnings)
+
+    def _make_slot(
+        self, job: _Job, index: int, table: StepTable, conditioning: Conditioning, posterior: Posterior | None
+    ) -> Slot:
+        generator = torch.Generator("cpu").manual_seed(job.request.seed_of(index))
+        key = _group_key(job.request, job.checkpoint)
+        if posterior is None:
+            latents = start_from_noise(table, key.shape, generator)
+        else:
+            latents = start_from_latents(table, posterior.sample(generator), generator)
+        latents = latents.to(job.checkpoint.denoiser.device)
+        registers = latents.new_zeros((table.num_registers, *key.shape))
+        return Slot(job.id, index, key, table, conditioning, generator, latents, registers)
+
+    # --- step -----------------------------------------------------------------------------------------------------
+
+    def _step_group(self, key: GroupKey) -> list[Event]:
+        """One call for the slots of a group whose turn it is; they go behind their neighbours, the group behind the
+        other groups. What did not fit into memory is tried again in halves until one slot alone has failed."""
+        slots = self._take_turn(key)
+        started = time.monotonic()
+        try:
+            broken = step_together(self._jobs[slots[0].job_id].checkpoint.denoiser, slots)
+        except Exception as error:  # noqa: BLE001 (the boundary of a call: what fails alone fails, the rest goes on)
+            if is_sticky(error):
+                raise
+            return self._step_failed(key, slots, error)
+        self._meter.stepped(key, sum(slot.rows for slot in slots), len(slots), time.monotonic() - started)
+        events: list[Event] = [
+            self._break(job_id, NotFinite(_NOT_FINITE)) for job_id in dict.fromkeys(slot.job_id for slot in broken)
+        ]
+        self._settle_done(key)
+        self._yield_turn(key, slots)
+        return events
+
+    def _take_turn(self, key: GroupKey) -> list[Slot]:
+        """The slots that have waited longest, as many as the ceiling allows and at least one."""
+        room = self._capacity.rows(key)
+        chosen: list[Slot] = []
+        for slot in self._groups[key]:
+            if chosen and slot.rows > room:
+                break
+            chosen.append(slot)
+            room -= slot.rows
+        return chosen
+
+    def _step_failed(self, key: GroupKey, slots: Sequence[Slot], error: Exception) -> list[Event]:
+        """Nothing was committed. Memory: the next tick tries half. Anything else: find out whose fault it is."""
+        if is_out_of_memory(error):
+            release_cached_memory(slots[0].latents.device)
+            self._meter.counters["oom_splits"] += 1
+            rows = sum(slot.rows for slot in slots)
+            if len(slots) > 1:
+                ceiling = self._capacity.lower(key, rows)
+                log.warning("out of memory", group=key, rows=rows, ceiling=ceiling)
+                return []
+            # Alone: one more try, row by row; then it does not fit this device.
+            return self._alone(key, slots[0], OutOfMemory(_TOO_LARGE))
+        if len(slots) == 1:
+            return [self._fault(slots[0].job_id, error)]
+        log.warning("a step failed; its slots are tried one by one", group=key, error=repr(error))
+        events: list[Event] = []
+        for slot in slots:
+            if slot.job_id in self._jobs:
+                events += self._alone(key, slot, None)
+        self._settle_done(key)
+        self._yield_turn(key, slots)
+        return events
+
+    def _alone(self, key: GroupKey, slot: Slot, verdict: GenerationError | None) -> list[Event]:
+        """Step one slot by itself; when that fails too, its job is broken (by `verdict`, or by what was raised)."""
+        try:
+            denoiser = self._jobs[slot.job_id].checkpoint.denoiser
+            if step_together(denoiser, [slot], rows_at_once=1):
+                return [self._break(slot.job_id, NotFinite(_NOT_FINITE))]
+        except Exception as error:  # noqa: BLE001 (see _step_group)
+            if is_sticky(error):
+                raise
+            return [self._break(slot.job_id, verdict) if verdict else self._fault(slot.job_id, error)]
+        self._settle_done(key)
+        return []
+
+    def _settle_done(self, key: GroupKey) -> None:
+        """Move finished slots from the group to the decode queue."""
+        group = self._groups.get(key, deque())
+        for slot in group:
+            if slot.is_done:
+                job = self._jobs[slot.job_id]
+                job.denoised_at = time.monotonic()
+                self._undecoded.append(slot)
+        self._set_group(key, (slot for slot in group if not slot.is_done))
+
+    def _yield_turn(self, key: GroupKey, stepped: Sequence[Slot]) -> None:
+        group = self._groups.pop(key, None)
+        if group is None:
+            return
+        gone = set(stepped)
+        waiting = [slot for slot in group if slot not in gone]
+        self._groups[key] = deque(waiting + [slot for slot in group if slot in gone])
+
+    def _set_group(self, key: GroupKey, slots: object) -> None:
+        remaining: deque[Slot] = deque(slots)  # type: ignore[call-overload]
+        if remaining:
+            self._groups[key] = remaining
+        else:
+            self._groups.pop(key, None)
+
+    # --- decode ---------------------------------------------------------------------------------------------------
+
+    def _decode_some(self) -> list[Event]:
+        """Decode the oldest finished slots of one kind: what takes about as long as a step while others wait for the
+        UNet, at least one picture, or a full batch when nobody waits."""
+        if not self._undecoded:
+            return []
+        key = self._undecoded[0].key
+        limit = self._settings.decode_at_once
+        if self._groups:
+            limit = min(limit, self._meter.pictures_per_step(key))
+        chosen = [slot for slot in self._undecoded if slot.key == key][:limit]
+        started = time.monotonic()
+        try:
+            pictures = self._decode(chosen)
+        except Exception as error:  # noqa: BLE001 (see _step_group)
+            if is_sticky(error):
+                raise
+            return self._decode_failed(chosen, error)
+        self._meter.decoded(key, len(chosen), time.monotonic() - started)
+        taken = set(chosen)
+        self._undecoded = deque(slot for slot in self._undecoded if slot not in taken)
+        events = (self._keep(slot, picture) for slot, picture in zip(chosen, pictures, strict=True))
+        return [event for event in events if event is not None]
+
+    def _decode(self, slots: Sequence[Slot]) -> list[np.ndarray | None]:
+        checkpoint = self._jobs[slots[0].job_id].checkpoint
+        return checkpoint.autoencoder.decode(torch.stack([slot.latents for slot in slots]))
+
+    def _decode_failed(self, slots: Sequence[Slot], error: Exception) -> list[Event]:
+        """One by one; a picture that fails alone breaks its job."""
+        if is_out_of_memory(error):
+            self._meter.counters["oom_splits"] += 1
+            release_cached_memory(slots[0].latents.device)
+        events: list[Event | None] = []
+        for slot in slots:
+            if slot.job_id not in self._jobs:
+                continue
+            try:
+                picture = self._decode([slot])[0]
+            except Exception as alone:  # noqa: BLE001 (see _step_group)
+                if is_sticky(alone):
+                    raise
+                events.append(self._fault(slot.job_id, alone))
+                continue
+            self._undecoded.remove(slot)
+            events.append(self._keep(slot, picture))
+        return [event for event in events if event is not None]
+
+    def _keep(self, slot: Slot, picture: np.ndarray | None) -> Event | None:
+        """Put a picture to its job; the last one ends it."""
+        job = self._jobs.get(slot.job_id)
+        if job is None:
+            return None
+        if picture is None:
+            return self._break(job.id, NotFinite("The decoded picture is not finite; try another seed or sampler."))
+        job.pictures[slot.index] = picture
+        if len(job.pictures) < job.request.num_images:
+            return None
+        del self._jobs[job.id]
+        self._meter.counters["pictures"] += len(job.pictures)
+        indices = range(job.request.num_images)
+        return Drawn(
+            job.id,
+            pictures=tuple(job.pictures[index] for index in indices),
+            seeds=tuple(job.request.seed_of(index) for index in indices),
+            prepare_s=job.prepared_at - job.admitted_at,
+            denoise_s=job.denoised_at - job.prepared_at,
+            decode_s=time.monotonic() - job.denoised_at,
+        )
+
+    # --- faults ---------------------------------------------------------------------------------------------------
+
+    def _prepare_or_break(self, job: _Job) -> Event:
+        """The per-job boundary of preparation: whatever it raises is this job's own fault."""
+        try:
+            return self._prepare(job)
+        except Exception as error:  # noqa: BLE001 (see above)
+            if is_sticky(error):
+                raise
+            return self._fault(job.id, error)
+
+    def _fault(self, job_id: str, error: Exception) -> Broken:
+        if isinstance(error, GenerationError):
+            return self._break(job_id, error)
+        if is_out_of_memory(error):
+            return self._break(job_id, OutOfMemory(_TOO_LARGE))
+        log.error("a job failed", job=job_id, exc_info=error)
+        fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
+        fault.__cause__ = error
+        return self._break(job_id, fault)
+
+    def _break(self, job_id: str, error: GenerationError) -> Broken:
+        self._meter.counters[f"broken_{error.code}"] += 1
+        self.cancel(job_id)
+        return Broken(job_id, error)
+
+    def _progress_of(self, job: _Job) -> tuple[int, int, float | None]:
+        slowest = max(job.slots, key=lambda slot: slot.steps_left)
+        steps = len(slowest.table)
+        if slowest.is_done:
+            return steps, steps, self._meter.decode_s(slowest.key, len(self._undecoded))
+        group = self._groups.get(slowest.key, ())
+        turns = -(-sum(slot.rows for slot in group) // self._capacity.rows(slowest.key))
+        eta_s = self._meter.eta_s(slowest, max(1, turns), tuple(self._groups))
+        return slowest.step, steps, eta_s
+
+
+_NOT_FINITE = "The latents turned NaN or infinite; try another seed, more steps, less guidance or another sampler."
+_TOO_LARGE = "The picture does not fit into the device's memory even alone; ask for a smaller one."
+
+
+def _group_key(request: PictureRequest, checkpoint: Checkpoint) -> GroupKey:
+    factor = checkpoint.autoencoder.factor
+    shape = (checkpoint.denoiser.latent_channels, request.height // factor, request.width // factor)
+    return GroupKey(checkpoint.name, shape, checkpoint.conditioner.context_length)
+
+
+def _rows_of(request: PictureRequest) -> int:
+    return request.num_images * (2 if request.has_guidance else 1)
+
+
+def _prompts_of(request: PictureRequest) -> list[str]:
+    """The prompt, then, with guidance, the negative one; for these networks an absent one is the empty prompt."""
+    return [request.prompt, request.negative_prompt or ""] if request.has_guidance else [request.prompt]

@@ -1,0 +1,100 @@
+"""What the engine measures about itself: step and decode times, loads, counts.
+
+Owns the running averages behind ETAs and metrics. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.checkpoint import Checkpoint
+from models.slot import GroupKey, Slot
+
+_WEIGHT = 0.2
+"""Of the newest value in a running average: about the last ten count."""
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """Speed and load of one model. Costs are in row-steps at the model's own size."""
+
+    cost_per_s: float | None
+    cost_in_flight: float
+    slots: int
+    rows_per_step: float | None
+    step_s: float | None
+
+
+class Meter:
+    """Running averages per group and per model; seconds."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, float] = defaultdict(float)
+        self._areas: dict[str, int] = {}
+        self._step_s: dict[GroupKey, float] = {}
+        self._decode_s: dict[GroupKey, float] = {}
+        self._rows: dict[str, float] = {}
+        self._speed: dict[str, float] = {}
+
+    def know(self, checkpoint: Checkpoint) -> None:
+        self._areas[checkpoint.name] = checkpoint.denoiser.sample_size**2
+
+    def models(self) -> Collection[str]:
+        return self._areas
+
+    def stepped(self, key: GroupKey, rows: int, slots: int, seconds: float) -> None:
+        """Count one UNet call."""
+        self.counters["steps"] += 1
+        self.counters["rows"] += rows
+        self.counters["slot_steps"] += slots
+        self.counters["step_seconds"] += seconds
+        _average(self._step_s, key, seconds)
+        _average(self._rows, key.network, rows)
+        _average(self._speed, key.network, rows * self._relative_area(key) / max(seconds, 1e-9))
+
+    def decoded(self, key: GroupKey, pictures: int, seconds: float) -> None:
+        self.counters["decode_seconds"] += seconds
+        _average(self._decode_s, key, seconds / pictures)
+
+    def pictures_per_step(self, key: GroupKey) -> int:
+        """Pictures of this shape that decode in about the time of one of its steps; at least 1."""
+        step_s, decode_s = self._step_s.get(key), self._decode_s.get(key)
+        return max(1, int(step_s / decode_s)) if step_s and decode_s else 1
+
+    def decode_s(self, key: GroupKey, pictures: int) -> float | None:
+        """Seconds to decode `pictures` of this shape; None before the first one."""
+        seconds = self._decode_s.get(key)
+        return None if seconds is None else seconds * max(1, pictures)
+
+    def eta_s(self, slot: Slot, turns: int, groups: Sequence[GroupKey]) -> float | None:
+        """Seconds until `slot` is a picture, if all `groups` go on in turns and its own needs `turns` calls a round;
+        None before its group was measured."""
+        own = self._step_s.get(slot.key)
+        if own is None:
+            return None
+        others = sum(self._step_s.get(key, own) for key in groups if key != slot.key)
+        return slot.steps_left * turns * (own + others) + (self.decode_s(slot.key, 1) or 0.0)
+
+    def loads(self, live: Mapping[str, Sequence[Slot]]) -> dict[str, LoadFigures]:
+        """Per model, with its live slots."""
+        return {name: self._load(name, slots) for name, slots in live.items()}
+
+    def _load(self, name: str, slots: Sequence[Slot]) -> LoadFigures:
+        steps = [seconds for key, seconds in self._step_s.items() if key.network == name]
+        return LoadFigures(
+            cost_per_s=self._speed.get(name),
+            cost_in_flight=sum(slot.rows * slot.steps_left * self._relative_area(slot.key) for slot in slots),
+            slots=len(slots),
+            rows_per_step=self._rows.get(name),
+            step_s=sum(steps) / len(steps) if steps else None,
+        )
+
+    def _relative_area(self, key: GroupKey) -> float:
+        return key.shape[1] * key.shape[2] / self._areas.get(key.network, key.shape[1] * key.shape[2])
+
+
+def _average(averages: dict[Any, float], key: Any, value: float) -> None:
+    averages[key] = value if key not in averages else (1 - _WEIGHT) * averages[key] + _WEIGHT * value

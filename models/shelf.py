@@ -1,0 +1,88 @@
+"""Several checkpoints under one memory budget.
+
+Owns which models are in memory. Loading and evicting happen only inside `get`, by the engine's thread. Knows nothing
+of queues: who is served next is the worker's decision.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+
+from models.checkpoint import SUFFIX, Checkpoint, find_folder, load_checkpoint
+from models.device import Placement, release_cached_memory
+from models.errors import CheckpointMissing, CheckpointRefused
+
+
+class Shelf:
+    """Models by name, loaded when they are asked for; the longest unused one leaves when the budget is short."""
+
+    def __init__(self, sources: Mapping[str, str], placement: Placement, budget_bytes: int | None = None) -> None:
+        """`sources`: name -> directory or hub id. `budget_bytes`: of weights together; None is no limit."""
+        self._sources = dict(sources)
+        self._placement = placement
+        self._budget_bytes = budget_bytes
+        self._loaded: OrderedDict[str, Checkpoint] = OrderedDict()
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._sources)
+
+    def is_loaded(self, name: str) -> bool:
+        return name in self._loaded
+
+    def loaded(self) -> tuple[Checkpoint, ...]:
+        return tuple(self._loaded.values())
+
+    def get(self, name: str, in_use: Collection[str] = ()) -> Checkpoint | None:
+        """The checkpoint `name`, loaded if it is not; models named in `in_use` stay where they are.
+
+        Returns None when it fits only after a model in use has left: ask again then.
+        Raises CheckpointMissing for an unknown name and CheckpointRefused for one that is larger than the budget.
+        """
+        if name not in self._sources:
+            raise CheckpointMissing(f"No model is called {name!r}; there are {', '.join(self._sources)}.")
+        if name not in self._loaded:
+            if not self._make_room(self._size_on_disk(name), name, in_use):
+                return None
+            self._loaded[name] = load_checkpoint(name, self._sources[name], self._placement)
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
+    def evict(self, name: str) -> None:
+        """Forget a loaded model; its memory goes with the last reference."""
+        del self._loaded[name]
+        release_cached_memory(self._placement.device)
+
+    def _make_room(self, size_bytes: int, name: str, in_use: Collection[str]) -> bool:
+        if self._budget_bytes is None:
+            return True
+        if size_bytes > self._budget_bytes:
+            raise CheckpointRefused(
+                f"The weights of {name!r} need {size_bytes} bytes and the budget is {self._budget_bytes}; raise it."
+            )
+        idle = [loaded for loaded in self._loaded if loaded not in in_use]
+        used = sum(checkpoint.size_bytes for checkpoint in self._loaded.values())
+        freeable = sum(self._loaded[loaded].size_bytes for loaded in idle)
+        if used - freeable + size_bytes > self._budget_bytes:
+            return False
+        for loaded in idle:  # oldest use first
+            if used + size_bytes <= self._budget_bytes:
+                break
+            used -= self._loaded[loaded].size_bytes
+            self.evict(loaded)
+        return True
+
+    def _size_on_disk(self, name: str) -> int:
+        """Bytes the weights will take in memory: their elements on disk, in the precision they are loaded with."""
+        from safetensors import safe_open
+
+        total = 0
+        for file in find_folder(self._sources[name]).glob(f"*/*{SUFFIX}"):
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                    shape = tensors.get_slice(key).get_shape()
+                    elements = 1
+                    for side in shape:
+                        elements *= side
+                    total += elements * self._placement.dtype.itemsize
+        return total

@@ -1,0 +1,139 @@
+"""A tiny random checkpoint in diffusers layout: real classes, milliseconds a step.
+
+Random weights give outputs near zero, which would make every comparison of pictures pass; so the last convolutions are
+scaled until the networks' outputs have unit size and the pictures use the whole range.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+CONTEXT = 24
+SIDE = 64
+"""Pixels of the tiny model's own size."""
+
+SD1_SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+
+
+def save_tiny_checkpoint(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, width: int = 32) -> Path:
+    """Write a tiny SD 1.x class checkpoint of SIDE x SIDE pixels into `folder` and return it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet, vae, text_encoder = _make_unet(width), _make_vae(), _make_text_encoder()
+    for network, name in ((unet, "unet"), (vae, "vae"), (text_encoder, "text_encoder")):
+        network.save_pretrained(folder / name, safe_serialization=True)
+    _make_tokenizer().save_pretrained(folder / "tokenizer")
+    (folder / "scheduler").mkdir()
+    config = SD1_SCHEDULER | {"prediction_type": prediction_type}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _make_unet(width: int) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        block_out_channels=(width, 2 * width),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    ).eval()
+    latents = torch.randn(4, 4, SIDE // 8, SIDE // 8)
+    with torch.no_grad():
+        out = unet(latents, torch.tensor([10.0, 300.0, 600.0, 900.0]), torch.randn(4, CONTEXT, 32)).sample
+        unet.conv_out.weight.mul_(1.0 / out.std())
+    return unet
+
+
+def _make_vae() -> AutoencoderKL:
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+        scaling_factor=0.18215,
+    ).eval()
+    with torch.no_grad():
+        picture = vae.decode(torch.randn(4, 4, SIDE // 8, SIDE // 8) / 0.18215).sample
+        vae.decoder.conv_out.weight.mul_(0.6 / picture.std())
+        vae.decoder.conv_out.bias.sub_(picture.mean() * 0.6 / picture.std())
+    return vae
+
+
+def _make_text_encoder() -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    text_encoder = CLIPTextModel(config).eval()
+    with torch.no_grad():
+        # CLIP's initial embeddings are tiny; louder ones make prompts matter.
+        text_encoder.get_input_embeddings().weight.mul_(50)
+    return text_encoder
+
+
+def _make_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE without merges: a token a byte, so every Unicode prompt encodes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    vocabulary |= {f"{symbol}</w>": 256 + index for index, symbol in enumerate(alphabet)}
+    vocabulary |= {"<|startoftext|>": 512, "<|endoftext|>": 513}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[("<|startoftext|>", 512), ("<|endoftext|>", 513)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=CONTEXT,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+    )

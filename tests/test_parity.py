@@ -1,0 +1,169 @@
+"""Our pictures against the diffusers pipelines: same weights, seed and sampler, float32 on the CPU.
+
+All requests of one network run in ONE mixed batch here, while each pipeline runs alone. The schedulers are built the
+way a diffusers user builds them, from a table of this file's own. `python -m tests.test_parity` prints the maxima that
+`docs/parity.md` shows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.checkpoint import load_checkpoint
+from models.device import choose_placement
+from models.engine import Broken, Drawn, Engine, EngineSettings
+from models.request import ImageToImageRequest, PictureRequest, TextToImageRequest
+from models.samplers import SAMPLERS
+from tests.tiny import save_tiny_checkpoint
+
+TOLERANCE = 2
+"""Levels of 255, of any channel of any pixel."""
+
+DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}),
+    "kdpm2_ancestral": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    "dpmpp_3m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 3}),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "trailing": {"timestep_spacing": "trailing"},
+}
+STRENGTH = 0.6
+STEPS = 7
+
+
+def make_requests() -> list[PictureRequest]:
+    """Every sampler with every noise schedule it offers, as text-to-image and as image-to-image."""
+    requests: list[PictureRequest] = []
+    for sampler, entry in SAMPLERS.items():
+        for schedule in entry.noise_schedules:
+            index = len(requests)
+            fields: dict[str, Any] = {
+                "model": "tiny",
+                "prompt": f"picture {index}",
+                "negative_prompt": "blurry" if index % 3 else None,
+                "width": 64,
+                "height": 72,
+                "num_inference_steps": STEPS,
+                "guidance_scale": 1.0 if index % 5 == 0 else 3.0 + index % 4,
+                "sampler": sampler,
+                "noise_schedule": schedule,
+                "seed": 1000 + index,
+                "num_images": 1,
+            }
+            requests.append(TextToImageRequest(**fields))
+            requests.append(ImageToImageRequest(**fields, image=f"sha256:{'0' * 64}", strength=STRENGTH))
+    return requests
+
+
+def make_upload() -> Image.Image:
+    coarse = np.random.default_rng(5).integers(0, 256, (7, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((64, 72), Image.Resampling.BICUBIC)
+
+
+def draw_ours(folder: Path, requests: list[PictureRequest]) -> list[np.ndarray]:
+    checkpoint = load_checkpoint("tiny", str(folder), choose_placement("cpu"))
+    engine = Engine(EngineSettings(max_rows=256, prepare_at_once=256))
+    for index, request in enumerate(requests):
+        image = make_upload() if isinstance(request, ImageToImageRequest) else None
+        engine.admit(str(index), request, checkpoint, image)
+    pictures: dict[int, np.ndarray] = {}
+    while not engine.is_idle:
+        for event in engine.step():
+            assert not isinstance(event, Broken), (requests[int(event.job_id)], event.error)
+            if isinstance(event, Drawn):
+                pictures[int(event.job_id)] = event.pictures[0]
+    return [pictures[index] for index in range(len(requests))]
+
+
+def make_pipelines(folder: Path) -> tuple[Any, Any]:
+    text = diffusers.StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    text.set_progress_bar_config(disable=True)
+    return text, diffusers.StableDiffusionImg2ImgPipeline(**text.components, requires_safety_checker=False)
+
+
+def draw_theirs(pipelines: tuple[Any, Any], config: dict[str, Any], request: PictureRequest) -> np.ndarray:
+    class_name, own = DIFFUSERS[request.sampler]
+    settings = own | SCHEDULES[request.noise_schedule]
+    scheduler = getattr(diffusers, class_name).from_config(config, **settings)
+    options: dict[str, Any] = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "generator": torch.Generator("cpu").manual_seed(request.seed),
+    }
+    if request.sampler == "tcd":
+        options["eta"] = 0.3  # gamma of arXiv 2402.19159 and the scheduler's default; the pipelines' own default is 0
+    if isinstance(request, ImageToImageRequest):
+        pipeline = pipelines[1]
+        options |= {"image": make_upload(), "strength": request.strength}
+    else:
+        pipeline = pipelines[0]
+        options |= {"width": request.width, "height": request.height}
+    pipeline.scheduler = scheduler
+    return np.asarray(pipeline(**options).images[0])
+
+
+def measure(folder: Path) -> dict[tuple[str, str, str], int]:
+    """(task, sampler, noise schedule) -> largest difference in levels of 255."""
+    requests = make_requests()
+    ours, pipelines = draw_ours(folder, requests), make_pipelines(folder)
+    config = dict(pipelines[0].scheduler.config)
+    differences = {}
+    for request, picture in zip(requests, ours, strict=True):
+        theirs = draw_theirs(pipelines, config, request)
+        assert theirs.shape == picture.shape
+        assert theirs.std() > 20, "a flat picture would prove nothing"
+        worst = int(np.abs(theirs.astype(int) - picture.astype(int)).max())
+        task = "image-to-image" if isinstance(request, ImageToImageRequest) else "text-to-image"
+        differences[task, request.sampler, request.noise_schedule] = worst
+    return differences
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_sampler_draws_what_the_diffusers_pipeline_draws(prediction_type: str, tmp_path: Path) -> None:
+    differences = measure(save_tiny_checkpoint(tmp_path / "tiny", prediction_type=prediction_type))
+    assert {sampler for _, sampler, _ in differences} == set(DIFFUSERS), "every sampler of the catalogue is compared"
+    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
+    assert not wrong
+
+
+def main() -> None:
+    for prediction_type in ("epsilon", "v_prediction"):
+        with tempfile.TemporaryDirectory() as folder:
+            differences = measure(save_tiny_checkpoint(Path(folder) / "tiny", prediction_type=prediction_type))
+        print(f"\n{prediction_type}: largest difference in levels of 255\n\n| sampler | noise schedule | t2i | i2i |")
+        print("| --- | --- | --- | --- |")
+        for task, sampler, schedule in differences:
+            if task == "text-to-image":
+                pair = (differences[name, sampler, schedule] for name in ("text-to-image", "image-to-image"))
+                print(f"| {sampler} | {schedule} | {' | '.join(map(str, pair))} |")
+        print(f"\nmaximum {max(differences.values())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Fixtures that every test may use: a real server, a client that finds it empty, a store in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch or transformers: one thread each, and no look at the network.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    OMP_WAIT_POLICY="PASSIVE",
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_VERBOSITY="error",
+    DIFFUSERS_VERBOSITY="error",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import redis  # noqa: E402
+
+from workers.connection import connect  # noqa: E402
+from workers.embedded import ensure_server  # noqa: E402
+from workers.store import LocalStore  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real server that lives as long as the test run. `redis_client` empties it."""
+    server = ensure_server(tmp_path_factory.mktemp("server"))
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of `redis_url`; the server is empty when the test starts."""
+    client = connect(redis_url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    """An empty store on disk."""
+    return LocalStore(tmp_path / "store")

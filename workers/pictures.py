@@ -1,0 +1,202 @@
+"""Picture files: pixels in, bytes with their recipe out, and the recipe back from the bytes.
+
+Owns the file formats and what is written beside the pixels. Knows nothing of where the files go. A file says what was
+drawn and never when, where or for whom: the same request gives the same bytes.
+
+Beside the pixels lie two texts. `parameters` is the line format that other tools read, begun by the AUTOMATIC1111
+web UI; `denoised` is the request of this one picture as canonical JSON, which `read_recipe` reads back.
+
+    PNG          text chunks `parameters` and `denoised`
+    JPEG, WebP   EXIF UserComment (`parameters`) and ImageDescription (`denoised`)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from models.request import PictureRequest
+from workers.contract import CONTRACT_VERSION, OutputFormat
+
+Recipe = Mapping[str, Any]
+"""A request as JSON, of one picture: its own seed, `num_images` 1, with `model_digest` and `contract_version`."""
+
+SAMPLER_TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "ddim": "DDIM",
+        "ddpm": "DDPM",
+        "pndm": "PLMS",
+        "euler": "Euler",
+        "euler_ancestral": "Euler a",
+        "heun": "Heun",
+        "kdpm2": "DPM2",
+        "kdpm2_ancestral": "DPM2 a",
+        "dpmpp_2m": "DPM++ 2M",
+        "dpmpp_2m_sde": "DPM++ 2M SDE",
+        "dpmpp_3m": "DPM++ 3M",
+        "dpmpp_2s": "DPM++ 2S",
+        "deis": "DEIS",
+        "unipc": "UniPC",
+        "lcm": "LCM",
+        "tcd": "TCD",
+        "lms": "LMS",
+    }
+)
+"""Our sampler names as other tools show them."""
+
+SCHEDULE_TITLES: Mapping[str, str] = MappingProxyType(
+    {"default": "Automatic", "karras": "Karras", "exponential": "Exponential", "trailing": "SGM Uniform"}
+)
+"""Our noise schedules as other tools show them."""
+
+_MODEL_HASH_DIGITS = 10
+_IMAGE_DESCRIPTION, _EXIF_FOLDER, _USER_COMMENT = 0x010E, 0x8769, 0x9286
+_JPEG_EXIF_LIMIT = 65_000
+"""Bytes. A JPEG's EXIF must fit into one segment of 65,533."""
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    TypeError,
+    RecursionError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """An encoded picture. `extension` comes without the dot."""
+
+    data: bytes
+    media_type: str
+    extension: str
+
+
+def recipe_of(request: PictureRequest, index: int, model_digest: str) -> Recipe:
+    """What draws picture `index` of the request again, alone."""
+    return {
+        **request.model_dump(mode="json"),
+        "seed": request.seed_of(index),
+        "num_images": 1,
+        "model_digest": model_digest,
+        "contract_version": CONTRACT_VERSION,
+    }
+
+
+def encode_picture(pixels: np.ndarray, output_format: OutputFormat, recipe: Recipe) -> PictureFile:
+    """The file of a picture (H, W, 3) uint8 sRGB. PNG and WebP are lossless. The same input gives the same bytes."""
+    image = _image(pixels)
+    writers: dict[OutputFormat, Callable[[Image.Image, Recipe], PictureFile]] = {
+        "png": _png,
+        "jpeg": _jpeg,
+        "webp": _webp,
+    }
+    return writers[output_format](image, recipe)
+
+
+def preview_bytes(pixels: np.ndarray) -> bytes:
+    """A small lossy WebP, without a recipe, of a picture (H, W, 3) uint8."""
+    return _saved(_image(pixels), format="WEBP", quality=70, method=0)
+
+
+def read_recipe(data: bytes) -> Recipe | None:
+    """The recipe in a picture file of ours; None when it has none or is no picture. Decodes no pixels."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            text = image.info.get("denoised") if image.format == "PNG" else image.getexif().get(_IMAGE_DESCRIPTION)
+        recipe = json.loads(text) if isinstance(text, str) else None
+    except _UNREADABLE:
+        return None
+    return recipe if isinstance(recipe, dict) and "contract_version" in recipe else None
+
+
+def infotext(recipe: Recipe) -> str:
+    """The recipe as other tools read it: the prompt, the negative prompt, then one line of `name: value` pairs."""
+    facts = {
+        "Steps": recipe["num_inference_steps"],
+        "Sampler": SAMPLER_TITLES.get(recipe["sampler"], recipe["sampler"]),
+        "Schedule type": SCHEDULE_TITLES.get(recipe["noise_schedule"], recipe["noise_schedule"]),
+        "CFG scale": f"{recipe['guidance_scale']:.12g}",
+        "Seed": recipe["seed"],
+        "Size": f"{recipe['width']}x{recipe['height']}",
+        "Model hash": recipe["model_digest"][:_MODEL_HASH_DIGITS],
+        "Model": recipe["model"],
+        "Denoising strength": f"{recipe['strength']:.12g}" if "strength" in recipe else None,
+        "Version": "denoised",
+    }
+    lines = [recipe["prompt"]]
+    if recipe["negative_prompt"]:
+        lines.append(f"Negative prompt: {recipe['negative_prompt']}")
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items() if value is not None))
+    # A text chunk ends at a NUL, and half a surrogate pair has no bytes: the JSON beside it has both escaped.
+    return "\n".join(lines).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _quoted(value: str) -> str:
+    """Readers split the last line at commas and colons unless the value is a JSON string."""
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value
+
+
+def _canonical(recipe: Recipe) -> str:
+    return json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    assert pixels.dtype == np.uint8, f"Pixels are {pixels.dtype}, not uint8. This is a bug."
+    assert pixels.ndim == 3, f"Pixels are {pixels.shape}, not (H, W, 3). This is a bug."
+    assert pixels.shape[2] == 3, f"Pixels are {pixels.shape}, not (H, W, 3). This is a bug."
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _png(image: Image.Image, recipe: Recipe) -> PictureFile:
+    texts = PngImagePlugin.PngInfo()
+    for keyword, text in (("parameters", infotext(recipe)), ("denoised", _canonical(recipe))):
+        texts.add_text(keyword, text)  # tEXt, or iTXt when the text is not Latin-1
+    # Measured on drawn 512x512 pictures: run lengths alone are as small as level 4 (71-405 KiB) in less than half of
+    # its time (12-25 ms against 17-67 ms), and smaller than levels 1 to 3.
+    data = _saved(image, format="PNG", pnginfo=texts, compress_level=1, compress_type=zlib.Z_RLE)
+    return PictureFile(data, "image/png", "png")
+
+
+def _jpeg(image: Image.Image, recipe: Recipe) -> PictureFile:
+    ours, theirs = _canonical(recipe), infotext(recipe)
+    # One segment holds both texts, or only ours, or none of an endless prompt; the job's document still has it.
+    exif = next(exif for exif in (_exif(ours, theirs), _exif(ours), _exif()) if len(exif) <= _JPEG_EXIF_LIMIT)
+    # No chroma subsampling: text and thin coloured lines keep their colour.
+    data = _saved(image, format="JPEG", quality=95, subsampling=0, exif=exif)
+    return PictureFile(data, "image/jpeg", "jpg")
+
+
+def _webp(image: Image.Image, recipe: Recipe) -> PictureFile:
+    # Method 0 takes a fifth of the time of method 1 for a quarter more bytes, and is smaller than our PNG.
+    exif = _exif(_canonical(recipe), infotext(recipe))
+    data = _saved(image, format="WEBP", lossless=True, quality=20, method=0, exif=exif)
+    return PictureFile(data, "image/webp", "webp")
+
+
+def _exif(description: str | None = None, comment: str | None = None) -> bytes:
+    exif = Image.Exif()
+    if description is not None:
+        exif[_IMAGE_DESCRIPTION] = description
+    if comment is not None:
+        exif.get_ifd(_EXIF_FOLDER)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
+    return exif.tobytes()
+
+
+def _saved(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()

@@ -13,12 +13,15 @@ Where is it? One key each, `denoised:` in front:
     idempotency:<tenant>:<h>  string  "<body digest> <job id>" of an Idempotency-Key; expires by itself
     upload:<tenant>:<digest>  string  the newest job that holds this upload; expires by itself
     gone:<id>                 string  the tenant of an erased job; expires by itself
-    costs:<model>             hash    job id -> predicted cost of each queued job (row-steps at the model's own size)
+    costs:<model>             hash    job id -> predicted cost of each job that has not ended (row-steps at the model's
+                                      own size): the list of what must not be lost
+    suspects:<model>          hash    job id -> since when it has been in no queue and in no worker's hands
     queues:<model>            set     names of this model's RQ queues that may hold jobs
     doorbell:<model>          list    rung at enqueue; an idle worker blocks on it
     events                    stream  job, kind: one entry whenever a document changes
     catalogue                 hash    model name -> ModelEntry; stays when its worker is gone
     workers                   hash    worker name -> WorkerBeat; an older beat than BEAT_TTL_S is a dead worker
+    upkeep                    string  held by the worker that looks after lost jobs at the moment; expires by itself
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ def new_job_id() -> str:
 
 def created_at_of(job_id: str) -> float | None:
     """Unix seconds at which this id was made, or None when it is no id of ours."""
-    match = _JOB_ID.match(job_id)
+    match = _JOB_ID.fullmatch(job_id)
     return int(match[1], 16) / 1000 if match else None
 
 

@@ -15,6 +15,7 @@ the job document, the API only repeats them.
     ├── OutOfMemory           `out_of_memory`
     ├── TimedOut              `timeout`
     ├── Abandoned             `abandoned`
+    ├── StoreUnavailable      `store_unavailable`
     └── InternalError         `internal`
 """
 
@@ -99,6 +100,12 @@ class Abandoned(GenerationError):
     code = "abandoned"
 
 
+class StoreUnavailable(GenerationError):
+    """The store of pictures refused for too long (a full disk, a lost network)."""
+
+    code = "store_unavailable"
+
+
 class InternalError(GenerationError):
     """A fault of ours. The log of the worker has the traceback under the job's id."""
 
@@ -119,6 +126,7 @@ JOB_ERROR_CODES: tuple[str, ...] = tuple(
             OutOfMemory,
             TimedOut,
             Abandoned,
+            StoreUnavailable,
             InternalError,
         )
     )

@@ -11,7 +11,7 @@ the components of the results are the coefficients.
 
 from __future__ import annotations
 
-import inspect
+import copy
 import math
 import threading
 from collections import OrderedDict
@@ -93,8 +93,12 @@ def advance(
     written. Returns the next latents (B, C, H, W) and registers (B, R, C, H, W).
     """
     inputs = torch.cat([torch.stack([latents, outputs, noise], dim=1), registers], dim=1)  # (B, 3 + R, C, H, W)
-    results = torch.bmm(coefficients, inputs.flatten(2))  # (B, 1 + R, C * H * W)
-    results = results.unflatten(2, latents.shape[1:])  # (B, 1 + R, C, H, W)
+    columns = coefficients[..., None, None, None]  # (B, 1 + R, 3 + R, 1, 1, 1)
+    # One fixed order of sums, unlike a matrix product, whose kernel depends on the batch: so a picture is the same to
+    # the last bit alone and beside any neighbours, and padding changes nothing.
+    results = columns[:, :, 0] * inputs[:, None, 0]  # (B, 1 + R, C, H, W)
+    for index in range(1, inputs.shape[1]):
+        results = torch.addcmul(results, columns[:, :, index], inputs[:, None, index])
     return results[:, 0], results[:, 1:]
 
 
@@ -112,7 +116,7 @@ def compile_step_table(
     checkpoint's scheduler configuration does not allow a table, AssertionError where the table does not agree with
     diffusers.
     """
-    return _compile(scheduler_config, _plan(scheduler_config, (sampler, noise_schedule), num_inference_steps, strength))
+    return StepTables(scheduler_config, capacity=1).get(sampler, noise_schedule, num_inference_steps, strength)
 
 
 class StepTables:
@@ -125,6 +129,7 @@ class StepTables:
         """`scheduler_config` is the checkpoint's `scheduler_config.json`; a table of 50 rows takes about 10 kB."""
         self._scheduler_config = dict(scheduler_config)
         self._capacity = capacity
+        self._schedulers: dict[tuple[str, str], Any] = {}
         self._tables: OrderedDict[_Plan, StepTable] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -133,11 +138,18 @@ class StepTables:
         plan = _plan(self._scheduler_config, (sampler, noise_schedule), num_inference_steps, strength)
         with self._lock:
             if plan not in self._tables:
-                self._tables[plan] = _compile(self._scheduler_config, plan)
+                self._tables[plan] = _compile(self._scheduler(plan.sampler, plan.noise_schedule), plan)
             self._tables.move_to_end(plan)
             while len(self._tables) > self._capacity:
                 self._tables.popitem(last=False)
             return self._tables[plan]
+
+    def _scheduler(self, sampler: str, noise_schedule: str) -> Any:
+        """One never stepped scheduler per name, to be copied: building kdpm2 takes longer than compiling it."""
+        name = (sampler, noise_schedule)
+        if name not in self._schedulers:
+            self._schedulers[name] = build_scheduler(self._scheduler_config, *name)
+        return self._schedulers[name]
 
 
 @dataclass(frozen=True)
@@ -149,12 +161,12 @@ class _Plan:
     num_inference_steps: int
     kept_steps: int | None
 
-    def start(self, scheduler_config: Mapping[str, Any]) -> tuple[Any, Tensor]:
-        """A fresh scheduler at its first row, and the timesteps of all rows (rows,).
+    def start(self, unstepped: Any) -> tuple[Any, Tensor]:
+        """A copy of the scheduler at its first row, and the timesteps of all rows (rows,).
 
         A strength begins inside the full schedule: a slice of a full table would be another, wrong, multistep history.
         """
-        scheduler = build_scheduler(scheduler_config, self.sampler, self.noise_schedule)
+        scheduler = copy.deepcopy(unstepped)
         scheduler.set_timesteps(self.num_inference_steps)
         skipped_steps = 0 if self.kept_steps is None else self.num_inference_steps - self.kept_steps
         begin = skipped_steps * scheduler.order
@@ -191,8 +203,8 @@ def _plan(
     return _Plan(sampler, noise_schedule, num_inference_steps, kept_steps)
 
 
-class _UnitNoise(TorchFunctionMode):
-    """Within it, and in this thread only, a normal draw of the sample's shape returns `noise` and is counted.
+class _GivenNoise(TorchFunctionMode):
+    """Within it, and in this thread only, a normal draw of `noise`'s shape returns `noise` and is counted.
 
     diffusers draws in `randn_tensor`, which calls `torch.randn`; any other way to draw is a reason to fail.
     """
@@ -268,7 +280,7 @@ def _read_rows(scheduler: Any, timesteps: Tensor) -> Iterator[_Row]:
         # Before the step, in the pipelines' order: what add_noise means depends on the scheduler's own counter.
         noisy = scheduler.add_noise(_basis(_SAMPLE), _basis(_NOISE), timestep[None]).flatten()
         scaled = scheduler.scale_model_input(_basis(_SAMPLE), timestep).flatten()
-        with _UnitNoise(_basis(_NOISE)) as draws:
+        with _GivenNoise(_basis(_NOISE)) as draws:
             sample = scheduler.step(_basis(_OUTPUT), timestep, _basis(_SAMPLE), return_dict=False)[0]
         assert draws.num_draws <= 1, f"{type(scheduler).__name__} draws twice in one step. This is a bug."
         num_inputs = _INPUTS + len(registers)
@@ -321,8 +333,8 @@ def _predicted_x0(row: _Row, prediction_type: str) -> tuple[float, float]:
     return (row.input_scale / a, -s / a) if a > 0 else (0.0, 0.0)
 
 
-def _compile(scheduler_config: Mapping[str, Any], plan: _Plan) -> StepTable:
-    scheduler, timesteps = plan.start(scheduler_config)
+def _compile(unstepped: Any, plan: _Plan) -> StepTable:
+    scheduler, timesteps = plan.start(unstepped)
     rows = list(_read_rows(scheduler, timesteps))
     table = StepTable(
         sampler=plan.sampler,
@@ -343,30 +355,32 @@ def _compile(scheduler_config: Mapping[str, Any], plan: _Plan) -> StepTable:
             f"Sampler {plan.sampler!r} with the noise schedule {plan.noise_schedule!r} divides by zero in"
             f" {plan.num_inference_steps} steps of this model. Send fewer steps, or another sampler."
         )
-    error = table_error(table, *plan.start(scheduler_config))
+    error = table_error(table, *plan.start(unstepped))
     assert error <= TOLERANCE, f"The table of {plan} is {error:.1e} off its scheduler. This is a bug."
     return table
 
 
 def table_error(table: StepTable, scheduler: Any, timesteps: Tensor) -> float:
-    """Largest relative error of a table against a fresh scheduler on random data, which it uses up.
+    """Largest relative error of a table, stepped in float32, against a fresh scheduler on the same random data.
 
-    The latents are changed between steps, as inpainting does by blending: a table that only fits undisturbed runs
-    fails here.
+    The scheduler is used up. It steps in float64, because its own rounding can be larger than TOLERANCE (heun in two
+    steps: 1e-5). Latents are changed between steps, as inpainting does by blending: a table that fits undisturbed runs
+    only fails here.
     """
-    random = torch.Generator().manual_seed(0)
-    ours, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-    options = {"generator": theirs} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    generator = torch.Generator().manual_seed(0)
     shape = (1, 4, 4, 4)
-    latents = torch.randn(shape, generator=random)
+    latents = torch.randn(shape, generator=generator)
     registers = torch.zeros(1, table.num_registers, *shape[1:])
     error = 0.0
     for index, timestep in enumerate(timesteps):
-        output = torch.randn(shape, generator=random)
-        noise = torch.randn(shape, generator=ours) if table.draws_noise[index] else torch.zeros(shape)
-        scheduler.scale_model_input(latents, timestep)
-        expected = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
-        actual, registers = advance(table.coefficients[index : index + 1], latents, output, noise, registers)
+        output, noise, change = torch.randn(3, *shape, generator=generator)
+        scheduler.scale_model_input(latents.double(), timestep)
+        with _GivenNoise(noise.double()) as draws:
+            expected = scheduler.step(output.double(), timestep, latents.double(), return_dict=False)[0]
+        if table.draws_noise[index] != (draws.num_draws == 1):
+            return math.inf
+        drawn = noise if table.draws_noise[index] else torch.zeros_like(noise)
+        actual, registers = advance(table.coefficients[index, None], latents, output, drawn, registers)
         error = max(error, float((actual - expected).abs().max() / expected.abs().max()))
-        latents = expected + 0.1 * torch.randn(shape, generator=random)
+        latents = (expected + 0.1 * change).float()
     return error if math.isfinite(error) else math.inf

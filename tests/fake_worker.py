@@ -1,0 +1,34 @@
+"""`python -m tests.fake_worker`: a real worker process around the fake engine.
+
+Environment beside the worker's own settings: FAKE_STEP_S, FAKE_ROOM, FAKE_PLACES; FAKE_KILL_AT names a place between
+two commands (popped, claimed, committed) at which the process kills itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from tests.fakes import FakeEngine, FakeShelf, no_rehearsal
+from workers.logs import configure_logs
+from workers.parts import assemble
+from workers.settings import WorkerSettings
+from workers.worker import Worker
+
+
+def main() -> int:
+    settings = WorkerSettings()
+    configure_logs(settings.log_format)
+    engine = FakeEngine(float(os.environ.get("FAKE_STEP_S", "0.005")), int(os.environ.get("FAKE_ROOM", "8")))
+    shelf = FakeShelf(tuple(settings.models), int(os.environ.get("FAKE_PLACES", "8")))
+
+    def kill_at(place: str) -> None:
+        if place == os.environ.get("FAKE_KILL_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return Worker(assemble(settings, engine, shelf, no_rehearsal, kill_at)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""A stand-in for the drawing side, for tests of the queue's mechanics: no torch, and steps that only sleep.
+
+`FakeEngine` obeys words in the prompt: `poison` kills its own process at step 2, `fault` breaks its job, `fatal` is a
+lost device, `refused` raises where the engine should not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from models.errors import CheckpointMissing, GenerationError, NotFinite
+from models.request import PictureRequest
+from workers.contract import ModelDefaults
+
+
+@dataclass(frozen=True)
+class FakeCheckpoint:
+    name: str
+    tasks: tuple[str, ...] = ("text-to-image", "image-to-image")
+    defaults: ModelDefaults = ModelDefaults(
+        width=64, height=64, num_inference_steps=10, guidance_scale=1.0, sampler="ddim", noise_schedule="default"
+    )
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    prediction_type: str = "epsilon"
+    token_limit: int = 75
+    min_size: int = 8
+    max_size: int = 512
+    max_pixels: int = 512 * 512
+    max_images: int = 8
+    device: str = "cpu"
+    dtype: str = "float32"
+    digest: str = "0" * 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    job_id: str
+    steps: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    job_id: str
+    pictures: tuple[np.ndarray, ...]
+    seeds: tuple[int, ...]
+    prepare_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Broken:
+    job_id: str
+    error: GenerationError
+
+
+@dataclass(frozen=True)
+class Load:
+    cost_per_s: float | None
+    cost_in_flight: float
+    slots: int
+    rows_per_step: float | None
+    step_s: float | None
+
+
+@dataclass
+class _Job:
+    request: PictureRequest
+    image: Any
+    step: int = 0
+    is_prepared: bool = False
+
+
+class FakeEngine:
+    """One step of all jobs takes `step_s`; `room` jobs fit."""
+
+    def __init__(self, step_s: float = 0.005, room: int = 8) -> None:
+        self._step_s = step_s
+        self._room = room
+        self._jobs: dict[str, _Job] = {}
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._jobs
+
+    def models_in_use(self) -> frozenset[str]:
+        return frozenset(job.request.model for job in self._jobs.values())
+
+    def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint) -> bool:
+        return len(self._jobs) < self._room
+
+    def admit(self, job_id: str, request: PictureRequest, checkpoint: FakeCheckpoint, image: Any = None) -> None:
+        if "refused" in request.prompt:
+            raise RuntimeError("a fault where none should be")
+        self._jobs[job_id] = _Job(request, image)
+
+    def cancel(self, job_id: str) -> bool:
+        return self._jobs.pop(job_id, None) is not None
+
+    def progress(self) -> dict[str, tuple[int, int, float | None]]:
+        return {
+            job_id: (job.step, job.request.num_inference_steps, 1.0)
+            for job_id, job in self._jobs.items()
+            if job.is_prepared
+        }
+
+    def preview(self, job_id: str) -> np.ndarray | None:
+        return draw_fake(self._jobs[job_id].request, 0)
+
+    def loads(self) -> dict[str, Load]:
+        left = sum(job.request.num_inference_steps - job.step for job in self._jobs.values())
+        return {"fake": Load(1 / self._step_s, float(left), len(self._jobs), 1.0, self._step_s)}
+
+    def warm_up(self, checkpoint: FakeCheckpoint) -> int:
+        return self._room
+
+    def step(self) -> list[Prepared | Drawn | Broken]:
+        time.sleep(self._step_s)
+        events: list[Prepared | Drawn | Broken] = []
+        for job_id, job in list(self._jobs.items()):
+            if not job.is_prepared:
+                job.is_prepared = True
+                warnings = ("the prompt was cut",) if "long" in job.request.prompt else ()
+                events.append(Prepared(job_id, job.request.num_inference_steps, warnings))
+                continue
+            job.step += 1
+            self._obey(job)
+            self.counters["slot_steps"] += 1
+            if "fault" in job.request.prompt:
+                del self._jobs[job_id]
+                events.append(Broken(job_id, NotFinite("not finite")))
+            elif job.step >= job.request.num_inference_steps:
+                del self._jobs[job_id]
+                count = range(job.request.num_images)
+                pictures = tuple(draw_fake(job.request, index) for index in count)
+                events.append(Drawn(job_id, pictures, tuple(job.request.seed_of(index) for index in count)))
+        return events
+
+    def _obey(self, job: _Job) -> None:
+        if "poison" in job.request.prompt and job.step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "fatal" in job.request.prompt:
+            raise RuntimeError("the device is lost")
+
+
+class FakeShelf:
+    """Models that load at once; at most `places` of them fit, and `missing` is not there."""
+
+    def __init__(self, names: tuple[str, ...] = ("fake",), places: int = 8) -> None:
+        self._names = names
+        self._places = places
+        self._loaded: dict[str, FakeCheckpoint] = {}
+
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    def is_loaded(self, name: str) -> bool:
+        return name in self._loaded
+
+    def get(self, name: str, in_use: Collection[str] = ()) -> FakeCheckpoint | None:
+        if name == "missing":
+            raise CheckpointMissing("There is no model of this name.")
+        if name not in self._loaded and len(self._loaded) >= self._places:
+            idle = [loaded for loaded in self._loaded if loaded not in in_use]
+            if not idle:
+                return None
+            del self._loaded[idle[0]]
+        return self._loaded.setdefault(name, FakeCheckpoint(name))
+
+
+def draw_fake(request: PictureRequest, index: int) -> np.ndarray:
+    """Noise from the seed: (H, W, 3) uint8."""
+    generator = np.random.default_rng(request.seed_of(index))
+    return generator.integers(0, 256, (request.height, request.width, 3), dtype=np.uint8)
+
+
+def no_rehearsal(request: PictureRequest, checkpoint: FakeCheckpoint) -> None:
+    """A fake step needs no table."""

@@ -1,0 +1,379 @@
+"""Promise 3 with real processes and a real server: every accepted job ends exactly once, whatever dies in between."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from rq.command import send_shutdown_command, send_stop_execution_command, send_stop_job_command
+from rq.job import Job
+from rq.suspension import resume, suspend
+from rq.worker import Worker as StockWorker
+
+from tests.board_values import make_submission
+from tests.fleet import Fleet, freeze, thaw
+from workers.connection import connect
+from workers.contract import key
+from workers.embedded import ensure_server
+from workers.worker import EXIT_FATAL, EXIT_FORCED
+
+SLOW = {"FAKE_STEP_S": "0.02"}
+MANY = 1000
+"""Steps of a job that runs until something happens to it."""
+
+
+@pytest.fixture
+def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(redis_url, redis_client, tmp_path) as fleet:
+        yield fleet
+
+
+def test_jobs_are_drawn_together_and_each_gets_its_own_pictures(fleet: Fleet) -> None:
+    ids = fleet.submit(*(make_submission(seed=seed, num_images=1 + seed % 2) for seed in range(12)))
+    worker = fleet.start()
+    views = fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    for view in views:
+        timings = view.record.outcome.timings  # type: ignore[union-attr]
+        assert timings.queued_s is not None
+        assert timings.save_s is not None
+        assert timings.total_s is not None
+        assert view.progress is not None
+        assert (view.progress.step, view.progress.steps) == (10, 10)
+    fleet.wait_for(lambda: fleet.beat_of(worker).counters.get("jobs_succeeded") == 12)
+    assert fleet.client.scard(key("queues", "fake")) <= 1
+
+
+def test_a_killed_workers_jobs_are_finished_once_by_another(fleet: Fleet) -> None:
+    first = fleet.start(**SLOW)
+    ids = fleet.submit(*(make_submission(seed=seed, steps=60) for seed in range(6)))
+    fleet.wait_running(ids)
+    first.kill()
+    fleet.start()
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    assert all(fleet.view(job_id).record.deaths == 0 for job_id in ids)  # they got further than nothing
+
+
+def test_a_frozen_worker_is_fenced_and_drops_its_jobs_when_it_wakes(fleet: Fleet) -> None:
+    first = fleet.start(**SLOW)
+    ids = fleet.submit(*(make_submission(seed=seed, steps=60) for seed in range(3)))
+    fleet.wait_running(ids)
+    freeze(first)
+    second = fleet.start()
+    fleet.wait_ended(ids)
+    thaw(first)
+    fleet.wait_for(lambda: "dropped" in fleet.logs())
+    fleet.assert_each_succeeded_once(ids)
+    assert {fleet.rq_job(job_id).worker_name for job_id in ids} == {fleet.name_of(second)}
+    more = fleet.submit(*(make_submission(seed=seed) for seed in range(4)))  # both go on
+    fleet.wait_ended(more)
+    fleet.assert_each_succeeded_once(more)
+
+
+def test_a_worker_that_wakes_after_its_jobs_were_taken_cannot_end_them(fleet: Fleet) -> None:
+    """The frozen one is at the last step, so that it wants to commit at once; the other has only begun."""
+    first = fleet.start(**SLOW)
+    (job_id,) = fleet.submit(make_submission(steps=100))
+    fleet.wait_running([job_id], step=60)
+    freeze(first)
+    second = fleet.start(FAKE_STEP_S="0.03")
+    fleet.wait_for(lambda: fleet.rq_job(job_id).worker_name == fleet.name_of(second))
+    thaw(first)
+    fleet.wait_ended([job_id])
+    fleet.assert_each_succeeded_once([job_id])
+    assert fleet.rq_job(job_id).worker_name == fleet.name_of(second)
+
+
+@pytest.mark.parametrize("place", ["popped", "claimed", "committed"])
+def test_a_worker_that_dies_between_two_commands_loses_nothing(fleet: Fleet, place: str) -> None:
+    ids = fleet.submit(*(make_submission(seed=seed) for seed in range(3)))
+    doomed = fleet.launch(FAKE_KILL_AT=place)
+    assert doomed.wait(20) == -signal.SIGKILL
+    fleet.start()
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+
+
+def test_jobs_outlive_a_killed_server(tmp_path: Path) -> None:
+    server = ensure_server(tmp_path)
+    client = connect(server.url)
+    with Fleet(server.url, client, tmp_path) as fleet:
+        fleet.start(**SLOW)
+        ids = fleet.submit(*(make_submission(seed=seed, steps=60) for seed in range(12)))
+        fleet.wait_running(ids[:4])
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait(10)
+        server = ensure_server(tmp_path)
+        fleet.wait_ended(ids)
+        fleet.assert_each_succeeded_once(ids)
+    client.close()
+    server.stop()
+
+
+def test_a_job_is_committed_after_the_server_came_back(tmp_path: Path) -> None:
+    """It is drawn to its end while nobody can be told."""
+    server = ensure_server(tmp_path)
+    client = connect(server.url)
+    with Fleet(server.url, client, tmp_path) as fleet:
+        fleet.start()
+        (job_id,) = fleet.submit(make_submission(steps=100))
+        fleet.wait_running([job_id])
+        execution = fleet.view(job_id).record.execution
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait(10)
+        folder = fleet.store.root
+        while not list(folder.glob(f"??????/??/{job_id}/*.png")):
+            pass  # the picture is written without Redis
+        server = ensure_server(tmp_path)
+        fleet.wait_ended([job_id])
+        fleet.assert_each_succeeded_once([job_id])
+        assert fleet.view(job_id).record.outcome.execution == execution  # type: ignore[union-attr]
+    client.close()
+    server.stop()
+
+
+def test_a_running_job_is_canceled_within_a_step_and_its_neighbour_goes_on(fleet: Fleet) -> None:
+    fleet.start(**SLOW)
+    doomed, neighbour = fleet.submit(make_submission(steps=MANY), make_submission(steps=60))
+    fleet.wait_running([doomed, neighbour])
+    assert fleet.board.cancel(doomed).status == "canceled"  # type: ignore[union-attr]
+    fleet.wait_for(lambda: fleet.board.beats()[0].models["fake"].slots <= 1)
+    fleet.wait_ended([neighbour])
+    fleet.assert_each_succeeded_once([neighbour])
+    fleet.assert_rq_is_at_rest([doomed])
+    assert fleet.count_ends()[doomed] == 1
+
+
+def test_an_operators_stop_cancels_the_job(fleet: Fleet) -> None:
+    fleet.start(**SLOW)
+    by_job, by_execution = fleet.submit(make_submission(steps=MANY), make_submission(steps=MANY))
+    fleet.wait_running([by_job, by_execution])
+    send_stop_job_command(fleet.client, by_job, serializer="json")
+    execution = fleet.view(by_execution).record.execution
+    assert execution is not None
+    send_stop_execution_command(fleet.client, by_execution, execution)
+    views = fleet.wait_ended([by_job, by_execution])
+    assert [view.status for view in views] == ["canceled", "canceled"]
+    fleet.assert_rq_is_at_rest([by_job, by_execution])
+    assert fleet.rq_job(by_job).get_status() == "stopped"
+
+
+@pytest.mark.parametrize("ending", ["cancel", "delete"])
+def test_a_job_that_a_dashboard_ends_while_it_runs_is_dropped(fleet: Fleet, ending: str) -> None:
+    fleet.start(**SLOW)
+    (job_id,) = fleet.submit(make_submission(steps=MANY))
+    fleet.wait_running([job_id])
+    getattr(fleet.rq_job(job_id), ending)()
+    fleet.wait_for(lambda: "dropped" in fleet.logs())
+    assert fleet.view(job_id).status == "canceled"
+    assert fleet.count_ends()[job_id] == 1
+    if ending == "delete":
+        assert not Job.exists(job_id, fleet.client)
+
+
+def test_rq_shows_the_worker_and_its_executions(fleet: Fleet) -> None:
+    worker = fleet.start(**SLOW)
+    ids = fleet.submit(*(make_submission(steps=MANY) for _ in range(3)))
+    fleet.wait_running(ids)
+    (seen,) = StockWorker.all(connection=fleet.client, serializer="json")
+    assert seen.name == fleet.name_of(worker)
+    assert seen.get_state() == "busy"
+    assert {execution.job_id for execution in seen.get_current_executions()} == set(ids)
+
+
+def test_a_poison_job_fails_after_three_deaths_and_its_neighbours_finish(fleet: Fleet) -> None:
+    poison, *neighbours = fleet.submit(
+        make_submission(prompt="poison"), *(make_submission(seed=seed, steps=40) for seed in range(3))
+    )
+    deaths = 0
+    worker = fleet.launch()
+    while fleet.view(poison).record.outcome is None:
+        fleet.wait_for(lambda: worker.poll() is not None or fleet.view(poison).status == "failed")  # noqa: B023
+        if worker.poll() is not None:
+            assert worker.returncode == -signal.SIGKILL
+            deaths += 1
+            worker = fleet.launch()
+    assert 3 <= deaths <= 4  # the first may have got further than nothing
+    error = fleet.view(poison).record.outcome.error  # type: ignore[union-attr]
+    assert error is not None
+    assert error.code == "abandoned"
+    fleet.wait_ended(neighbours)
+    fleet.assert_each_succeeded_once(neighbours)
+    fleet.assert_rq_is_at_rest([poison])
+
+
+def test_the_first_sigterm_drains(fleet: Fleet) -> None:
+    worker = fleet.start(FAKE_ROOM="2", **SLOW)
+    running = fleet.submit(make_submission(steps=60), make_submission(steps=30))
+    fleet.wait_running(running)
+    worker.terminate()
+    fleet.wait_for(lambda: fleet.beat_of(worker).state == "draining")
+    (waiting,) = fleet.submit(make_submission())
+    assert worker.wait(20) == 0
+    fleet.assert_each_succeeded_once(running)
+    assert fleet.view(waiting).status == "queued"
+    assert fleet.board.beats() == []
+    assert StockWorker.all(connection=fleet.client, serializer="json") == []
+
+
+def test_rqs_shutdown_command_drains_too(fleet: Fleet) -> None:
+    worker = fleet.start(**SLOW)
+    running = fleet.submit(make_submission(steps=30))
+    fleet.wait_running(running)
+    send_shutdown_command(fleet.client, fleet.name_of(worker))
+    assert worker.wait(20) == 0
+    fleet.assert_each_succeeded_once(running)
+
+
+def test_the_second_sigterm_hands_the_jobs_back_in_order_and_blames_nobody(fleet: Fleet) -> None:
+    worker = fleet.start(**SLOW)
+    ids = fleet.submit(*(make_submission(seed=seed, steps=100) for seed in range(3)))
+    fleet.wait_running(ids)
+    worker.terminate()
+    fleet.wait_for(lambda: fleet.beat_of(worker).state == "draining")
+    worker.terminate()
+    assert worker.wait(20) == EXIT_FORCED
+    assert [fleet.view(job_id).queue_position for job_id in ids] == [0, 1, 2]
+    fleet.start()
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    assert [fleet.view(job_id).record.deaths for job_id in ids] == [0, 0, 0]
+
+
+def test_a_lost_device_ends_the_process_and_the_jobs_go_on_elsewhere(fleet: Fleet) -> None:
+    worker = fleet.start(**SLOW)
+    fatal, other = fleet.submit(make_submission(prompt="fatal", steps=2), make_submission(steps=60))
+    assert worker.wait(20) == EXIT_FATAL
+    assert fleet.view(other).status == "queued"  # handed back: nobody has to wait for a lease
+    fleet.board.cancel(fatal)
+    fleet.start()
+    fleet.wait_ended([other])
+    fleet.assert_each_succeeded_once([other])
+
+
+def test_a_job_at_fault_fails_alone(fleet: Fleet) -> None:
+    fleet.start()
+    prompts = ("fault", "refused", "a red apple", "a long prompt")
+    fault, refused, good, long = fleet.submit(*(make_submission(prompt=prompt, steps=40) for prompt in prompts))
+    fleet.wait_ended([fault, refused, good, long])
+    codes = [view.record.outcome.error for view in map(fleet.view, (fault, refused))]  # type: ignore[union-attr]
+    assert [error.code for error in codes if error] == ["not_finite", "internal"]
+    assert "Traceback" in fleet.logs() or "exc_info" in fleet.logs() or "exception" in fleet.logs()
+    assert fleet.view(long).record.warnings == ("the prompt was cut",)
+    fleet.assert_each_succeeded_once([good, long])
+    fleet.assert_rq_is_at_rest([fault, refused])
+    assert fleet.rq_job(fault).retries_left == 0
+
+
+def test_a_job_that_runs_too_long_fails(fleet: Fleet) -> None:
+    fleet.board = type(fleet.board)(fleet.client, retention_s=1000, job_timeout_s=1)
+    fleet.start(**SLOW)
+    (job_id,) = fleet.submit(make_submission(steps=MANY))
+    (view,) = fleet.wait_ended([job_id])
+    assert view.record.outcome is not None
+    assert view.record.outcome.error is not None
+    assert view.record.outcome.error.code == "timeout"
+    fleet.assert_rq_is_at_rest([job_id])
+
+
+def test_two_tenants_get_their_turns_and_priorities_go_first(fleet: Fleet) -> None:
+    ann = fleet.submit(*(make_submission("ann", seed=seed, steps=5) for seed in range(6)))
+    bob = fleet.submit(*(make_submission("bob", seed=seed, steps=5) for seed in range(2)))
+    low = fleet.submit(make_submission("bob", priority="low"))
+    high = fleet.submit(make_submission("ann", priority="high"))
+    expected = sorted(high + ann + bob + low, key=lambda job_id: fleet.view(job_id).queue_position or 0)
+    assert expected == [*high, ann[0], bob[0], ann[1], bob[1], *ann[2:], *low]
+    fleet.start(FAKE_ROOM="1")
+    fleet.wait_ended(expected)
+    claims = [job_id for job_id in claim_order(fleet) if job_id in expected]
+    assert claims[0] == high[0]
+    assert claims[-1] == low[0]
+    assert set(claims[1:5]) == {*ann[:2], *bob}
+    fleet.assert_each_succeeded_once(expected)
+
+
+def test_models_that_do_not_fit_together_take_turns(fleet: Fleet) -> None:
+    fleet.start(DENOISED_MODELS="fake=fake,other=other", FAKE_PLACES="1", FAKE_ROOM="2", DENOISED_PATIENCE_S="0.2")
+    ids = fleet.submit(
+        *(make_submission(seed=seed, steps=20) for seed in range(20)),
+        *(make_submission(seed=seed, model="other") for seed in range(2)),
+    )
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    order = claim_order(fleet)
+    assert max(order.index(job_id) for job_id in ids[20:]) < order.index(ids[19])  # not only when all others are done
+
+
+def test_a_model_that_is_not_there_fails_its_jobs_and_no_others(fleet: Fleet) -> None:
+    fleet.start(DENOISED_MODELS="fake=fake,missing=missing")
+    missing, good = fleet.submit(make_submission(model="missing"), make_submission())
+    fleet.wait_ended([missing, good])
+    error = fleet.view(missing).record.outcome.error  # type: ignore[union-attr]
+    assert error is not None
+    assert error.code == "checkpoint_missing"
+    fleet.assert_each_succeeded_once([good])
+    assert list(fleet.board.catalogue()) == ["fake"]
+
+
+def test_a_suspended_worker_takes_nothing_until_it_is_resumed(fleet: Fleet) -> None:
+    suspend(fleet.client)
+    fleet.start()
+    (job_id,) = fleet.submit(make_submission())
+    fleet.wait_for(lambda: fleet.client.xlen(key("events")) == 1)
+    assert fleet.view(job_id).status == "queued"
+    resume(fleet.client)
+    fleet.wait_ended([job_id])
+    fleet.assert_each_succeeded_once([job_id])
+
+
+def test_a_full_store_delays_a_job_and_does_not_lose_it(fleet: Fleet) -> None:
+    fleet.start()
+    blocked = fleet.store.root / ".tmp"
+    blocked.rmdir()
+    blocked.write_bytes(b"")  # nothing can be written beside a file: what a full disk looks like to us
+    (job_id,) = fleet.submit(make_submission())
+    fleet.wait_for(lambda: "the store refuses" in fleet.logs())
+    assert fleet.view(job_id).status == "running"
+    blocked.unlink()
+    blocked.mkdir(mode=0o700)
+    fleet.wait_ended([job_id])
+    fleet.assert_each_succeeded_once([job_id])
+
+
+def test_a_store_that_refuses_for_too_long_fails_the_job(fleet: Fleet) -> None:
+    fleet.start(DENOISED_SAVE_PATIENCE_S="0.1")
+    blocked = fleet.store.root / ".tmp"
+    blocked.rmdir()
+    blocked.write_bytes(b"")
+    (job_id,) = fleet.submit(make_submission())
+    (view,) = fleet.wait_ended([job_id])
+    assert view.record.outcome is not None
+    assert view.record.outcome.error is not None
+    assert view.record.outcome.error.code == "store_unavailable"
+
+
+def test_previews_are_shown_to_who_asked_for_them(fleet: Fleet) -> None:
+    fleet.start(**SLOW)
+    with_previews, without = fleet.submit(make_submission(steps=MANY, previews=True), make_submission(steps=MANY))
+    fleet.wait_for(lambda: fleet.board.preview(with_previews))
+    preview = fleet.board.preview(with_previews)
+    assert preview is not None
+    assert preview[:4] == b"RIFF"
+    assert fleet.board.preview(without) is None
+
+
+def claim_order(fleet: Fleet) -> list[str]:
+    """Ids in the order in which they were claimed: the second `status` event of each."""
+    seen: list[str] = []
+    claimed: list[str] = []
+    for _, fields in fleet.client.xrange(key("events")):
+        job_id = fields[b"job"].decode()
+        if fields[b"kind"] == b"status":
+            (claimed if job_id in seen else seen).append(job_id)
+    return claimed

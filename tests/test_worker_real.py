@@ -1,0 +1,128 @@
+"""`python -m workers` with the real engine and tiny networks: what it draws, also after one of two was killed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from PIL import Image
+
+from models.checkpoint import load_checkpoint
+from models.device import choose_placement
+from models.engine import Drawn, Engine
+from models.request import ImageToImageRequest, PictureRequest, TextToImageRequest
+from tests.fleet import Fleet
+from tests.tiny import SIDE, save_tiny_checkpoint
+from workers.contract import Submission
+from workers.pictures import read_recipe
+
+DIGEST = "ab" * 32
+COMMON = {
+    "model": "tiny",
+    "prompt": "a red apple",
+    "width": SIDE,
+    "height": SIDE,
+    "guidance_scale": 4.0,
+    "noise_schedule": "default",
+    "num_images": 1,
+}
+
+
+def make_requests() -> list[PictureRequest]:
+    """Different in everything that does not split a batch, and one upload."""
+    texts = [
+        TextToImageRequest(**COMMON, seed=seed, num_inference_steps=steps, sampler=sampler)  # type: ignore[arg-type]
+        for seed, steps, sampler in ((1, 60, "ddim"), (2, 50, "euler"), (3, 40, "dpmpp_2m"))
+    ]
+    image = ImageToImageRequest(
+        **COMMON,  # type: ignore[arg-type]
+        seed=4,
+        num_inference_steps=60,
+        sampler="ddim",
+        image=f"sha256:{DIGEST}",
+        strength=0.7,
+    )
+    return [*texts, image]
+
+
+def upload() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def draw_alone(request: PictureRequest, folder: Path) -> np.ndarray:
+    """The picture of this request from an engine of its own: (H, W, 3) uint8."""
+    checkpoint = load_checkpoint("tiny", str(folder), choose_placement("cpu", "float32"))
+    engine = Engine()
+    engine.admit("alone", request, checkpoint, upload() if isinstance(request, ImageToImageRequest) else None)
+    while True:
+        for event in engine.step():
+            if isinstance(event, Drawn):
+                return event.pictures[0]
+
+
+def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "tiny")
+    buffer = io.BytesIO()
+    upload().save(buffer, "PNG")
+    with Fleet(redis_url, redis_client, tmp_path) as fleet:
+        environment = {"DENOISED_MODELS": f"tiny={checkpoint}", "DENOISED_DEVICE": "cpu", "DENOISED_DTYPE": "float32"}
+        workers = [fleet.launch_real(**environment) for _ in range(2)]
+        for worker in workers:
+            fleet.wait_ready(worker)
+        entry = fleet.board.catalogue()["tiny"]
+        assert entry.tasks == ("text-to-image", "image-to-image")
+        assert {"ddim", "dpmpp_2m"} <= {sampler.name for sampler in entry.samplers}
+        ids = []
+        for request in make_requests():
+            submission = Submission(tenant="ann", request=request)  # type: ignore[arg-type]
+            job_id = fleet.board.submit(submission, entry)[0].record.id
+            ids.append(job_id)
+            if isinstance(request, ImageToImageRequest):
+                fleet.store.put(job_id, f"{DIGEST}.png", buffer.getvalue())
+        fleet.wait_for(lambda: all(fleet.view(job_id).status == "running" for job_id in ids))
+        holder = {fleet.rq_job(job_id).worker_name for job_id in ids}.pop()
+        next(worker for worker in workers if fleet.name_of(worker) == holder).kill()
+        views = fleet.wait_ended(ids)
+        assert [view.status for view in views] == ["succeeded"] * len(ids), fleet.logs()
+        assert [fleet.count_ends()[job_id] for job_id in ids] == [1] * len(ids)
+        fleet.assert_rq_is_at_rest(ids)
+        for view in views:
+            assert view.record.outcome is not None
+            data = fleet.store.get(view.record.id, view.record.outcome.pictures[0].file)
+            drawn = np.asarray(Image.open(io.BytesIO(data)), dtype=np.int16)
+            alone = draw_alone(view.record.submission.request, checkpoint).astype(np.int16)
+            assert np.abs(drawn - alone).max() <= 1
+            recipe = read_recipe(data)
+            assert recipe is not None
+            assert recipe["model_digest"] == entry.digest
+
+
+def test_a_worker_that_cannot_use_its_settings_says_why(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    with Fleet(redis_url, redis_client, tmp_path) as fleet:
+        worker = fleet.launch_real(DENOISED_BEAT_S="5", DENOISED_LEASE_S="6")
+        assert worker.wait(30) == 64
+        assert "at most a third" in fleet.logs()
+
+
+def test_a_worker_without_any_model_ends_with_a_fault(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    with Fleet(redis_url, redis_client, tmp_path) as fleet:
+        worker = fleet.launch_real(DENOISED_MODELS=f"nothing={tmp_path / 'nowhere'}")
+        assert worker.wait(60) == 70
+        lines = [json.loads(line) for line in fleet.logs().splitlines() if line.startswith("{")]
+        assert any(line.get("code") == "checkpoint_missing" for line in lines)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,0 +1,62 @@
+"""The worker's settings from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from workers.settings import BUNDLED_MODEL, WorkerSettings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in WorkerSettings.model_fields:
+        monkeypatch.delenv(f"DENOISED_{field.upper()}", raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+
+def test_the_bundled_model_is_served_by_default() -> None:
+    settings = WorkerSettings()
+    assert list(settings.models) == [BUNDLED_MODEL]
+    assert (Path(settings.models[BUNDLED_MODEL]) / "model_index.json").is_file()
+
+
+def test_models_are_pairs_with_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENOISED_MODELS", "sd15=/weights/sd15, hub=some/model ,/weights/plain")
+    assert WorkerSettings().models == {"sd15": "/weights/sd15", "hub": "some/model", "plain": "/weights/plain"}
+
+
+@pytest.mark.parametrize("value", ["=x", "a=", "a=x,a=y"])
+def test_models_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DENOISED_MODELS", value)
+    with pytest.raises(ValidationError, match="name=source"):
+        WorkerSettings()
+
+
+def test_the_address_of_redis_has_its_usual_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "unix:///run/valkey.sock")
+    assert WorkerSettings().redis_url == "unix:///run/valkey.sock"
+    assert WorkerSettings(redis_url="redis://other").redis_url == "redis://other"
+
+
+def test_pictures_lie_in_the_data_directory_unless_a_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENOISED_DATA_DIR", "/data")
+    assert WorkerSettings().store == "/data/store"
+    monkeypatch.setenv("DENOISED_STORE_URL", "s3://bucket/pictures")
+    assert WorkerSettings().store == "s3://bucket/pictures"
+
+
+def test_a_beat_that_cannot_keep_a_lease_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at most a third"):
+        WorkerSettings(lease_s=10, beat_s=5)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(ValidationError, match="extra"):
+        WorkerSettings(lease=10)  # type: ignore[call-arg]
+
+
+def test_every_setting_says_how_to_choose_it() -> None:
+    assert [name for name, field in WorkerSettings.model_fields.items() if not field.description] == []

@@ -1,0 +1,374 @@
+"""The board of jobs: what an API process reads and writes in Redis.
+
+Owns submitting, looking up, listing, canceling and erasing jobs, and what is known of the workers. Synchronous and
+thread-safe; knows no HTTP, no files, no torch. Changes that others could race for are scripts (`workers.scripts`) or
+one transaction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import redis
+from redis.client import Pipeline
+from redis.exceptions import WatchError
+from rq import Queue
+from rq.command import send_command
+from rq.exceptions import NoSuchJobError
+from rq.job import Job, Retry
+
+from workers import scripts
+from workers.contract import (
+    EVENT_STREAM_LENGTH,
+    PRIORITIES,
+    RETENTION_S,
+    JobError,
+    JobRecord,
+    JobView,
+    ModelEntry,
+    Outcome,
+    Priority,
+    Status,
+    Submission,
+    WorkerBeat,
+    created_at_of,
+    key,
+    new_job_id,
+    predict_cost,
+    queue_name,
+)
+from workers.forecast import Line, live_beats, oldest_wait_s, read_line, retry_after_s
+from workers.jobkeys import (
+    JOB_FUNCTION,
+    SERIALIZER,
+    idempotency_key,
+    job_keys,
+    new_record,
+    queue_key,
+    record_fields,
+    text,
+)
+from workers.views import older_ids, read_views
+
+_RETRIES = 1000
+"""RQ's own clean-up queues an abandoned job again while it has retries left; how often it may die is our decision."""
+_FOREIGN_ENDINGS = {
+    None: ("canceled", None),  # the RQ job was deleted
+    "canceled": ("canceled", None),
+    "stopped": ("canceled", None),
+    "failed": ("failed", "The job was failed by a tool of the queue, outside of this server."),
+    "finished": ("failed", "The job was finished by a tool of the queue, outside of this server."),
+}
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """A client's Idempotency-Key and the digest of the body it came with."""
+
+    key: str
+    body_digest: str
+
+
+class IdempotencyConflict(Exception):
+    """The key was used before with another body."""
+
+
+@dataclass(frozen=True)
+class QueueDepth:
+    """Queued jobs of one (model, priority), for metrics."""
+
+    queued: int
+    oldest_wait_s: float
+    """Of the job that has waited longest; 0 when there is none."""
+
+
+class JobBoard:
+    """All jobs of one Redis. `retention_s`: how long ended ones are kept; `job_timeout_s`: how long one may run."""
+
+    def __init__(self, redis: redis.Redis, *, retention_s: int = RETENTION_S, job_timeout_s: int = 3600) -> None:
+        self._redis = redis
+        self.retention_s = retention_s
+        self._job_timeout_s = job_timeout_s
+        self._end = redis.register_script(scripts.END)
+
+    # --- submit -------------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        submission: Submission,
+        entry: ModelEntry,
+        job_id: str | None = None,
+        idempotency: Idempotency | None = None,
+        uploads: tuple[str, ...] = (),
+    ) -> tuple[JobView, bool]:
+        """Queue a job in one transaction; returns its view and whether it is new.
+
+        `job_id`: the id under which uploads (their digests in `uploads`) are in the store already. With an
+        idempotency key that was seen, the earlier job is returned and nothing is written; raises IdempotencyConflict
+        when it came with another body.
+        """
+        created_at = time.time()
+        record = new_record(job_id or new_job_id(), submission, created_at, predict_cost(submission.request, entry))
+        earlier = None
+        with self._redis.pipeline() as pipe:
+            while True:
+                pipe.watch(job_keys(record).record)
+                if pipe.exists(job_keys(record).record):
+                    break  # our transaction went through and only its answer was lost
+                if idempotency:
+                    pipe.watch(idempotency_key(submission.tenant, idempotency.key))
+                    earlier = self._earlier(submission.tenant, idempotency)
+                    if earlier:
+                        break
+                pipe.multi()
+                self._write_submission(pipe, record, idempotency, uploads)
+                try:
+                    pipe.execute()
+                    break
+                except WatchError:
+                    continue
+        view = self.get(earlier or record.id)
+        if view is None:  # erased in the same moment
+            view = JobView(record=record, status="queued")
+        return view, earlier is None
+
+    def find_idempotent(self, tenant: str, idempotency: Idempotency) -> JobView | None:
+        """The job of an earlier request with this key. Raises IdempotencyConflict when its body was another one."""
+        earlier = self._earlier(tenant, idempotency)
+        return self.get(earlier) if earlier else None
+
+    def _earlier(self, tenant: str, idempotency: Idempotency) -> str | None:
+        stored = self._redis.get(idempotency_key(tenant, idempotency.key))
+        if stored is None:
+            return None
+        digest, job_id = text(stored).split(" ")
+        if not self._redis.exists(key("job", job_id)):
+            return None  # erased or expired: the key is free again
+        if digest != idempotency.body_digest:
+            raise IdempotencyConflict(idempotency.key)
+        return job_id
+
+    def _write_submission(
+        self, pipe: Pipeline, record: JobRecord, idempotency: Idempotency | None, uploads: Iterable[str]
+    ) -> None:
+        keys, tenant = job_keys(record), record.submission.tenant
+        pipe.hset(keys.record, mapping=record_fields(record))
+        pipe.zadd(keys.tenant_index, {record.id: created_at_of(record.id) or record.created_at})
+        pipe.expire(keys.tenant_index, scripts.INDEX_TTL_S + self.retention_s)
+        for digest in uploads:
+            pipe.set(key("upload", tenant, digest), record.id, ex=self.retention_s)
+        if idempotency:
+            stored = f"{idempotency.body_digest} {record.id}"
+            pipe.set(idempotency_key(tenant, idempotency.key), stored, ex=self.retention_s)
+        pipe.hset(keys.costs, record.id, repr(record.cost))
+        pipe.sadd(keys.queues, record.queue)
+        self._enqueue(pipe, record)
+        pipe.lpush(keys.doorbell, record.id)
+        pipe.ltrim(keys.doorbell, 0, scripts.DOORBELL_LENGTH - 1)
+        pipe.xadd(keys.events, {"job": record.id, "kind": "status"}, maxlen=EVENT_STREAM_LENGTH)
+
+    def _enqueue(self, pipe: Pipeline, record: JobRecord) -> None:
+        queue = Queue(record.queue, connection=self._redis, serializer=SERIALIZER)
+        request = record.submission.request
+        job = queue.create_job(
+            JOB_FUNCTION,
+            kwargs={"job": record.id},
+            job_id=record.id,
+            timeout=self._job_timeout_s,
+            result_ttl=self.retention_s,
+            failure_ttl=self.retention_s,
+            retry=Retry(max=_RETRIES, enqueue_at_front=True),
+            description=f"{request.task} with {request.model}",  # dashboards show it to others: no prompt
+        )
+        queue.enqueue_job(job, pipeline=pipe)
+
+    # --- look up ------------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: str) -> JobView | None:
+        """Everything known of a job, or None when it is unknown, erased or expired.
+
+        A job that was ended with RQ's own tools (deleted, canceled, stopped, failed) gets its outcome here.
+        """
+        view = self._view(job_id)
+        if view and view.record.outcome is None and self._reconcile(view.record):
+            view = self._view(job_id)
+        if view is None or view.status != "queued":
+            return view
+        return self._placed(view, {})
+
+    def gone_tenant(self, job_id: str) -> str | None:
+        """Tenant of an erased or expired job whose id is still known."""
+        if created_at_of(job_id) is None:
+            return None
+        tenant = self._redis.get(key("gone", job_id))
+        return text(tenant) if tenant else None
+
+    def list_jobs(
+        self, tenant: str, *, limit: int, cursor: str | None = None, status: Status | None = None
+    ) -> tuple[list[JobView], str | None]:
+        """A page of the tenant's jobs, newest first, and the cursor of the next page (None after the last).
+
+        `cursor`: what the page before returned; ValueError for anything else.
+        """
+        index = key("jobs", tenant)
+        found: list[JobView] = []
+        lines: dict[str, Line] = {}
+        while len(found) <= limit:
+            ids = older_ids(self._redis, index, cursor, limit + 1)
+            for job_id, view in zip(ids, read_views(self._redis, ids), strict=True):
+                if view is None:
+                    self._redis.zrem(index, job_id)  # expired
+                elif status in (None, view.status):
+                    found.append(view)
+            if len(ids) <= limit:
+                break
+            cursor = ids[-1]
+        page = [self._placed(view, lines) if view.status == "queued" else view for view in found[:limit]]
+        return page, page[-1].record.id if len(found) > limit else None
+
+    def preview(self, job_id: str) -> bytes | None:
+        """The newest preview of a running job: WebP bytes."""
+        raw = self._redis.get(key("preview", job_id))
+        return raw if isinstance(raw, bytes) else None
+
+    def upload_holder(self, tenant: str, digest: str) -> str | None:
+        """Id of a job of this tenant whose folder in the store holds this upload."""
+        holder = self._redis.get(key("upload", tenant, digest))
+        if holder is None or not self._redis.exists(key("job", text(holder))):
+            return None
+        return text(holder)
+
+    def is_known(self, job_id: str) -> bool:
+        """True while the job has a record: its files must stay."""
+        return bool(self._redis.exists(key("job", job_id)))
+
+    def _view(self, job_id: str) -> JobView | None:
+        return read_views(self._redis, [job_id])[0] if created_at_of(job_id) is not None else None
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def cancel(self, job_id: str) -> JobView | None:
+        """End a queued or running job as canceled, at once; an ended one stays as it is. None for an unknown job.
+
+        The outcome is written before the worker knows: it drops the job within one step.
+        """
+        view = self._view(job_id)
+        if view is None:
+            return None
+        if view.record.outcome is None:
+            worker_name = self._redis.hget(Job.key_for(job_id), "worker_name") if view.status == "running" else None
+            self._end_from_outside(view.record, Outcome(status="canceled", ended_at=time.time()), "canceled")
+            if worker_name:
+                send_command(self._redis, text(worker_name), "stop-job", job_id=job_id)
+        return self._view(job_id)
+
+    def erase(self, job_id: str) -> None:
+        """Forget an ended job; its id is remembered as gone. Its files are the caller's to erase (`Store.erase`).
+
+        Raises ValueError while the job has not ended.
+        """
+        view = self._view(job_id)
+        if view is None:
+            return
+        if view.record.outcome is None:
+            raise ValueError("a job that has not ended cannot be erased; cancel it first")
+        keys = job_keys(view.record)
+        with self._redis.pipeline() as pipe:
+            pipe.delete(keys.record, keys.progress, keys.preview)
+            pipe.zrem(keys.tenant_index, job_id)
+            pipe.set(keys.gone, view.record.submission.tenant, ex=2 * self.retention_s)
+            pipe.xadd(keys.events, {"job": job_id, "kind": "status"}, maxlen=EVENT_STREAM_LENGTH)
+            pipe.execute()
+        self._erase_rq_job(job_id)
+
+    def reconcile(self, job_id: str) -> bool:
+        """Write the outcome of a job that was ended with RQ's own tools. True when it is ended now."""
+        view = self._view(job_id)
+        return view is not None and (view.record.outcome is not None or self._reconcile(view.record))
+
+    def _reconcile(self, record: JobRecord) -> bool:
+        raw = self._redis.hget(Job.key_for(record.id), "status")
+        rq_status = text(raw) if raw else None
+        if rq_status not in _FOREIGN_ENDINGS:
+            return False
+        status, detail = _FOREIGN_ENDINGS[rq_status]
+        error = JobError(code="internal", detail=detail) if detail else None
+        outcome = Outcome.model_validate({"status": status, "error": error, "ended_at": time.time()})
+        self._end_from_outside(record, outcome, "")
+        return True
+
+    def _end_from_outside(self, record: JobRecord, outcome: Outcome, rq_status: str) -> None:
+        self._end(keys=list(job_keys(record)), args=[record.id, outcome.model_dump_json(), self.retention_s, rq_status])
+
+    def _erase_rq_job(self, job_id: str) -> None:
+        try:
+            job = Job.fetch(job_id, connection=self._redis, serializer=SERIALIZER)
+        except NoSuchJobError:
+            return
+        with self._redis.pipeline() as pipe:
+            for registry in (job.finished_job_registry, job.failed_job_registry):
+                pipe.zrem(registry.key, job_id)
+            pipe.zrem(Queue(job.origin, connection=self._redis).canceled_job_registry.key, job_id)
+            pipe.delete(job.key, f"rq:results:{job_id}", f"rq:executions:{job_id}")
+            pipe.execute()
+
+    # --- queues and workers -------------------------------------------------------------------------------------------
+
+    def catalogue(self) -> dict[str, ModelEntry]:
+        """Every model that a worker has published, by name; its worker may be gone."""
+        entries = self._redis.hgetall(key("catalogue"))
+        return {text(name): ModelEntry.model_validate_json(raw) for name, raw in sorted(entries.items())}
+
+    def beats(self) -> list[WorkerBeat]:
+        """The newest word of each live worker, by name."""
+        return live_beats(self._redis.hgetall(key("workers")))
+
+    def queued_count(self, tenant: str) -> int:
+        """Jobs of a tenant that wait, over all models and priorities."""
+        names = [name for queues in self._tenant_queues(tenant).values() for name in queues]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.llen(queue_key(name))
+            return sum(pipe.execute())
+
+    def retry_after_s(self, tenant: str, model: str) -> int:
+        """Whole seconds until one more job of this tenant fits the queue: when its next job should start.
+
+        From measured speeds; UNKNOWN_RETRY_S when no worker has measured one. A tenant has one limit over all
+        models, so the first to start in any of them counts; `model` is looked at even when it is not in the catalogue.
+        """
+        queues = self._tenant_queues(tenant, model)
+        names = [name for of_model in queues.values() for name in of_model]
+        return retry_after_s((read_line(self._redis, name) for name in queues), names)
+
+    def queue_depths(self) -> dict[tuple[str, Priority], QueueDepth]:
+        """(model, priority) -> queued jobs and the longest wait, of every model in the catalogue."""
+        depths: dict[tuple[str, Priority], QueueDepth] = {}
+        for model in self._models():
+            line = read_line(self._redis, model)
+            for rank, priority in enumerate(PRIORITIES):
+                ids = [job.id for job in line.jobs if job.priority == rank]
+                depths[model, priority] = QueueDepth(len(ids), oldest_wait_s(ids))
+        return depths
+
+    def _placed(self, view: JobView, lines: dict[str, Line]) -> JobView:
+        """A queued job's view with its place and ETA; `lines` keeps what was read for the jobs before."""
+        model = view.record.submission.request.model
+        if model not in lines:
+            lines[model] = read_line(self._redis, model)
+        place = lines[model].place_of(view.record.id)
+        if place is None:  # on its way to a worker
+            return view
+        return view.model_copy(update={"queue_position": place, "eta_s": lines[model].eta_s(place)})
+
+    def _models(self) -> list[str]:
+        return sorted(text(raw) for raw in self._redis.hkeys(key("catalogue")))
+
+    def _tenant_queues(self, tenant: str, *models: str) -> dict[str, list[str]]:
+        """Model -> names of all queues that this tenant can have."""
+        return {
+            model: [queue_name(model, priority, tenant) for priority in PRIORITIES]
+            for model in dict.fromkeys((*self._models(), *models))
+        }

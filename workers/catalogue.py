@@ -1,0 +1,60 @@
+"""A loaded model as the API sees it.
+
+Owns the translation from a checkpoint and the sampler catalogue to a ModelEntry. Reads no Redis.
+"""
+
+from __future__ import annotations
+
+from models.errors import SamplerRefused
+from models.request import SIZE_MULTIPLE
+from models.samplers import ALIASES, SAMPLERS, check_scheduler_config, max_steps_of
+from workers.contract import ModelDefaults, ModelEntry, SamplerEntry
+from workers.protocols import Checkpoint
+
+
+def describe_model(checkpoint: Checkpoint) -> ModelEntry:
+    """The catalogue entry of a checkpoint, with the samplers that its scheduler's configuration allows."""
+    samplers = tuple(entry for name in SAMPLERS if (entry := _describe_sampler(checkpoint, name)))
+    offered = {entry.name for entry in samplers}
+    defaults = checkpoint.defaults
+    return ModelEntry(
+        name=checkpoint.name,
+        tasks=checkpoint.tasks,
+        defaults=ModelDefaults(
+            width=defaults.width,
+            height=defaults.height,
+            num_inference_steps=defaults.num_inference_steps,
+            guidance_scale=defaults.guidance_scale,
+            sampler=defaults.sampler,
+            noise_schedule=defaults.noise_schedule,
+            strength=defaults.strength,
+        ),
+        size_multiple=SIZE_MULTIPLE,
+        min_size=checkpoint.min_size,
+        max_size=checkpoint.max_size,
+        max_pixels=checkpoint.max_pixels,
+        max_images=checkpoint.max_images,
+        token_limit=checkpoint.token_limit,
+        samplers=samplers,
+        sampler_aliases={alias: pair for alias, pair in ALIASES.items() if pair[0] in offered},
+        prediction_type=checkpoint.prediction_type,
+        device=checkpoint.device,
+        dtype=checkpoint.dtype,
+        digest=checkpoint.digest,
+    )
+
+
+def _describe_sampler(checkpoint: Checkpoint, name: str) -> SamplerEntry | None:
+    """None when this checkpoint's scheduler cannot be stepped by this sampler."""
+    sampler = SAMPLERS[name]
+    try:
+        check_scheduler_config(checkpoint.scheduler_config, name)
+    except SamplerRefused:
+        return None
+    return SamplerEntry(
+        name=name,
+        description=sampler.description,
+        noise_schedules=sampler.noise_schedules,
+        min_steps=sampler.min_steps,
+        max_steps=max_steps_of(checkpoint.scheduler_config, name),
+    )

@@ -1,0 +1,122 @@
+"""One job in a worker's hands.
+
+Owns everything the worker keeps about a job between claiming it and letting go of it. The loop's thread alone changes
+it; the heart reads `hold`, which is frozen.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rq import Queue
+from rq.executions import Execution
+from rq.job import Job
+
+from models.errors import GenerationError
+from workers.contract import JobRecord, Outcome, Picture, Timings
+from workers.jobkeys import JobKeys, job_keys
+from workers.protocols import Drawn
+
+ALONE_AFTER_DEATHS = 2
+MOST_DEATHS = 3
+"""Deaths without progress after which a job is not tried again."""
+
+Phase = Literal["reading", "ready", "drawing", "saving", "settling"]
+"""reading: upload and step table; ready: waits for room; settling: has an outcome."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A lease: which execution of which job, and where."""
+
+    job_id: str
+    execution: Execution
+    keys: JobKeys
+
+
+@dataclass(eq=False)
+class Flight:
+    """A claimed job on its way to an outcome."""
+
+    job: Job
+    queue: Queue
+    hold: Hold
+    record: JobRecord
+    checkpoint: Any = None
+    deadline: float = float("inf")
+    """Monotonic; the job's own time limit."""
+    phase: Phase = "reading"
+    image: Any = None
+    """The decoded upload, until it is in the batch."""
+    errand: Future[Any] | None = None
+    """What the pool does for this job at the moment."""
+    patience_until: float | None = None
+    """Monotonic; while the store refuses, until when we ask again."""
+    ask_again_at: float = 0.0
+    refusals: int = 0
+    steps: int = 0
+    shown_step: int = -1
+    warnings: tuple[str, ...] = ()
+    preview_at: float = 0.0
+    drawn: Drawn | None = None
+    saving_since: float = 0.0
+    outcome: Outcome | None = None
+    error: GenerationError | None = None
+    is_committed: bool = False
+    is_lost: bool = False
+    """Not ours any more; nothing is committed."""
+    claimed_at: float = field(default_factory=time.time)
+
+    @property
+    def is_delicate(self) -> bool:
+        """Two workers have died on it without progress: it runs alone, so that a third takes no neighbours along."""
+        return self.record.deaths >= ALONE_AFTER_DEATHS
+
+    @property
+    def model(self) -> str:
+        return self.record.submission.request.model
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def execution(self) -> Execution:
+        return self.hold.execution
+
+    def timings(self) -> Timings:
+        """What is known so far. The total counts from the POST."""
+        now = time.time()
+        drawn = self.drawn
+        return Timings(
+            queued_s=max(0.0, self.claimed_at - self.record.created_at),
+            prepare_s=drawn.prepare_s if drawn else None,
+            denoise_s=drawn.denoise_s if drawn else None,
+            decode_s=drawn.decode_s if drawn else None,
+            save_s=now - self.saving_since if self.saving_since else None,
+            total_s=max(0.0, now - self.record.created_at),
+        )
+
+    def succeed(self, pictures: tuple[Picture, ...]) -> None:
+        """All files are durable; what is left is to say so."""
+        self.settle(
+            Outcome(
+                status="succeeded",
+                pictures=pictures,
+                timings=self.timings(),
+                ended_at=time.time(),
+                execution=self.execution.id,
+            )
+        )
+
+    def settle(self, outcome: Outcome, error: GenerationError | None = None) -> None:
+        """Take an outcome, unless there is one: the first one stands."""
+        if self.outcome is None:
+            self.outcome, self.error, self.phase, self.errand = outcome, error, "settling", None
+
+
+def open_flight(job: Job, queue: Queue, record: JobRecord, execution: Execution) -> Flight:
+    return Flight(job, queue, Hold(record.id, execution, job_keys(record)), record)

@@ -1,0 +1,142 @@
+"""How jobs come into a worker's hands.
+
+Owns the way from a queue to a claimed job: whose turn it is, popping, claiming, and which models take nothing at the
+moment. Draws nothing; the loop decides when to look and what happens to a job afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from models.errors import GenerationError, InternalError
+from workers.flight import Flight, open_flight
+from workers.lease import Leases
+from workers.protocols import Engine, Shelf
+from workers.rq_side import RqSide
+from workers.turns import Lookout, Turns, Waiting
+
+log = structlog.get_logger(__name__)
+
+
+def no_fault(place: str) -> None:
+    """Nothing goes wrong at `place`."""
+
+
+class Intake:
+    """Takes jobs for one loop. `fault` is called with the name of each place between two commands."""
+
+    def __init__(
+        self, rq: RqSide, leases: Leases, lookout: Lookout, turns: Turns, fault: Callable[[str], None] = no_fault
+    ) -> None:
+        self._rq = rq
+        self._leases = leases
+        self._lookout = lookout
+        self._turns = turns
+        self.fault = fault
+        self._halfway: Flight | None = None
+        """Popped, and the answer to its claim is not known yet."""
+        self._closed: set[str] = set()
+        """Models for whose next job the engine had no room."""
+        self.is_suspended = False
+        self.has_more = False
+        """Jobs were left behind at the last look, for want of room."""
+
+    def reopen(self) -> None:
+        """Something has left the engine: there may be room again."""
+        self._closed.clear()
+
+    def take(self, engine: Engine, shelf: Shelf, in_use: Collection[str], count: int) -> Iterator[Flight]:
+        """Up to `count` jobs, each as soon as it is ours, with its checkpoint or an `error` when there is none.
+
+        Raises what Redis raises; a job that was halfway then is taken up at the next call.
+        """
+        if self._halfway:
+            yield from self._claim(self._halfway)
+        self.is_suspended, waiting = self._lookout.look()
+        queues = {queue.queue: queue for queue in waiting}
+        taken = 0
+        while queues and not self.is_suspended and taken < count:
+            queue = self._turns.choose(list(queues.values()), _loaded(shelf, queues), self._closed)
+            if queue is None:
+                break
+            for flight in self._take_from(queue, engine, shelf, in_use, queues):
+                taken = count if flight.is_delicate else taken + 1
+                yield flight
+        self.has_more = bool(queues)
+
+    def _take_from(
+        self, queue: Waiting, engine: Engine, shelf: Shelf, in_use: Collection[str], queues: dict[str, Waiting]
+    ) -> list[Flight]:
+        """One job of this queue, or none: then the queue has left `queues`, got shorter, or its model is closed."""
+        checkpoint, error = _fetch(shelf, queue.model, in_use)
+        if checkpoint is None and error is None:
+            # It fits when the models in use have left, so nothing may join those meanwhile.
+            queues.clear()
+            return []
+        popped = self._rq.pop(queue.queue)
+        if popped is None:
+            del queues[queue.queue]
+            return []
+        _shorten(queues, queue)
+        self.fault("popped")
+        job, source = popped
+        record = self._leases.read(job.id)
+        if record is None:
+            source.intermediate_queue.remove(job.id)
+            return []
+        if error is None and not engine.has_room(record.submission.request, checkpoint):
+            self._leases.put_back(record)
+            self._closed.add(queue.model)
+            return []
+        flight = open_flight(job, source, record, self._rq.new_execution(job))
+        flight.checkpoint, flight.error = checkpoint, error
+        self._turns.took(queue)
+        return self._claim(flight)
+
+    def _claim(self, flight: Flight) -> list[Flight]:
+        """The flight when it is ours now. Every part of this may be repeated, and is after a lost connection."""
+        self._halfway = flight
+        answer = self._leases.claim(flight.hold)
+        self.fault("claimed")
+        if answer == "claimed":
+            record = self._leases.read(flight.id)
+            if record is not None:
+                flight.record = record
+            self._rq.begin(flight)
+        elif answer == "untold":
+            record = self._leases.read(flight.id)
+            if record is not None:
+                self._rq.tell(record)
+        self._halfway = None
+        if answer != "claimed":
+            log.info("a queue entry was dropped", job=flight.id, reason=answer)
+            return []
+        return [flight]
+
+
+def _fetch(shelf: Shelf, model: str, in_use: Collection[str]) -> tuple[Any, GenerationError | None]:
+    """The checkpoint, or None when others must leave first; or why it cannot be had."""
+    try:
+        return shelf.get(model, in_use), None
+    except GenerationError as error:
+        return None, error
+    except Exception as error:  # noqa: BLE001 (the boundary: a model that cannot be loaded fails its jobs, not ours)
+        log.exception("a model cannot be loaded", model=model)
+        fault = InternalError("The model could not be loaded; the worker's log has the reason.")
+        fault.__cause__ = error
+        return None, fault
+
+
+def _loaded(shelf: Shelf, queues: Mapping[str, Waiting]) -> set[str]:
+    return {queue.model for queue in queues.values() if shelf.is_loaded(queue.model)}
+
+
+def _shorten(queues: dict[str, Waiting], queue: Waiting) -> None:
+    if queue.length > 1:
+        queues[queue.queue] = replace(queue, length=queue.length - 1)
+    else:
+        del queues[queue.queue]

@@ -1,0 +1,133 @@
+"""Where one job lies in Redis, and how its record is written there.
+
+Owns the list of keys that the scripts work on (RQ's and ours) and the encoding of the record. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rq import Queue
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job
+from rq.registry import CanceledJobRegistry, StartedJobRegistry
+
+from workers.contract import JobRecord, Outcome, Progress, Submission, key, queue_name
+
+SERIALIZER = "json"
+"""RQ's name for it. Nothing from Redis is ever unpickled."""
+JOB_FUNCTION = "workers.worker.draw"
+"""What RQ calls the job. A name only: our worker never imports it."""
+
+
+class JobKeys(NamedTuple):
+    """KEYS of every script about one job; the same order as in `workers.scripts`."""
+
+    rq_job: str
+    record: str
+    queue: str
+    intermediate: str
+    lease: str
+    canceled: str
+    progress: str
+    preview: str
+    costs: str
+    tenant_index: str
+    gone: str
+    events: str
+    queues: str
+    doorbell: str
+    suspects: str
+
+
+def job_keys(record: JobRecord) -> JobKeys:
+    """The keys of a job; its model, tenant and priority say where."""
+    submission = record.submission
+    return JobKeys(
+        rq_job=Job.key_for(record.id),
+        record=key("job", record.id),
+        queue=queue_key(record.queue),
+        intermediate=intermediate_key(record.queue),
+        lease=lease_key(record.queue),
+        canceled=CanceledJobRegistry.key_template.format(record.queue),
+        progress=key("progress", record.id),
+        preview=key("preview", record.id),
+        costs=key("costs", submission.request.model),
+        tenant_index=key("jobs", submission.tenant),
+        gone=key("gone", record.id),
+        events=key("events"),
+        queues=key("queues", submission.request.model),
+        doorbell=key("doorbell", submission.request.model),
+        suspects=key("suspects", submission.request.model),
+    )
+
+
+def queue_key(name: str) -> str:
+    """RQ's list of the queued job ids."""
+    return f"{Queue.redis_queue_namespace_prefix}{name}"
+
+
+def intermediate_key(name: str) -> str:
+    """RQ's list of job ids that a worker popped and has not started."""
+    return IntermediateQueue.get_intermediate_queue_key(queue_key(name))
+
+
+def lease_key(name: str) -> str:
+    """RQ's StartedJobRegistry: `<job>:<execution>` by the time its lease ends."""
+    return StartedJobRegistry.key_template.format(name)
+
+
+def idempotency_key(tenant: str, idempotency: str) -> str:
+    """The client's key is hashed: it may hold anything."""
+    return key("idempotency", tenant, hashlib.sha256(idempotency.encode()).hexdigest())
+
+
+def new_record(job_id: str, submission: Submission, created_at: float, cost: float) -> JobRecord:
+    request = submission.request
+    return JobRecord(
+        id=job_id,
+        submission=submission,
+        created_at=created_at,
+        queue=queue_name(request.model, submission.priority, submission.tenant),
+        cost=cost,
+    )
+
+
+def text(raw: Any) -> str:
+    """A string that Redis returned: our clients get bytes, which the client's types do not know."""
+    return raw.decode() if isinstance(raw, bytes) else str(raw)
+
+
+def record_fields(record: JobRecord) -> dict[Any, Any]:
+    """The hash of a new record. `tenant` is repeated outside the submission for the scripts."""
+    return {
+        "id": record.id,
+        "tenant": record.submission.tenant,
+        "submission": record.submission.model_dump_json(),
+        "created_at": repr(record.created_at),
+        "queue": record.queue,
+        "cost": repr(record.cost),
+        "contract_version": str(record.contract_version),
+    }
+
+
+def read_record(fields: Mapping[Any, Any]) -> JobRecord | None:
+    """The record in a hash as Redis returns it; None for an empty one."""
+    if b"submission" not in fields:
+        return None
+    given = {text(name): text(value) for name, value in fields.items()}
+    values: dict[str, Any] = {name: value for name, value in given.items() if name != "tenant"}
+    values["submission"] = Submission.model_validate_json(given["submission"])
+    if "warnings" in given:
+        values["warnings"] = json.loads(given["warnings"])
+    if "outcome" in given:
+        values["outcome"] = Outcome.model_validate_json(given["outcome"])
+    return JobRecord.model_validate(values)
+
+
+def read_progress(fields: Mapping[Any, Any]) -> Progress | None:
+    """The progress in a hash as Redis returns it; None for an empty one."""
+    return Progress.model_validate({text(name): text(value) for name, value in fields.items()}) if fields else None

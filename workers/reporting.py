@@ -1,0 +1,113 @@
+"""What a worker tells while it works: progress and previews of its jobs, and its own word for the `workers` hash.
+
+Owns how often that is worth a write. Reads the engine, writes through the leases, so that nothing is told of a job that
+is not ours any more.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Collection
+from concurrent.futures import Future
+from typing import Literal
+
+import redis
+
+from workers.contract import ModelLoad, WorkerBeat
+from workers.errands import Errands
+from workers.flight import Flight
+from workers.jobkeys import text
+from workers.lease import Leases
+from workers.protocols import Engine, Shelf
+
+PROGRESS_S = 0.2
+"""Seconds between two reports of a job: smooth for the eye."""
+PREVIEW_S = 0.5
+"""Seconds between two previews of a job; each is a decode that the batch waits for."""
+
+State = Literal["loading", "running", "draining"]
+
+
+class Reporting:
+    """Reports of one loop."""
+
+    def __init__(self, client: redis.Redis, leases: Leases, errands: Errands, name: str) -> None:
+        self._redis = client
+        self._leases = leases
+        self._errands = errands
+        self._name = name
+        self._started_at = time.time()
+        self._next_at = 0.0
+        self._previews: list[tuple[Flight, Future[bytes]]] = []
+        self.counters: Counter[str] = Counter()
+        self.warmed: set[str] = set()
+
+    def report(self, flights: Collection[Flight], engine: Engine) -> list[Flight]:
+        """Write what has changed, when it is time to; returns the flights that are not ours any more."""
+        if time.monotonic() < self._next_at:
+            return []
+        self._next_at = time.monotonic() + PROGRESS_S
+        not_ours = self._show_previews()
+        drawing = {flight.id: flight for flight in flights if flight.phase == "drawing"}
+        if not drawing:
+            return not_ours
+        self._start_previews(drawing.values(), engine)
+        changed: list[Flight] = []
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, (step, steps, eta_s) in engine.progress().items():
+                flight = drawing.get(job_id)
+                if flight and step != flight.shown_step:
+                    self._leases.write_progress(flight.hold, step, steps, eta_s, flight.warnings, pipe)
+                    flight.shown_step = step
+                    changed.append(flight)
+            verdicts = [text(raw) for raw in pipe.execute()] if changed else []
+        return not_ours + [flight for flight, verdict in zip(changed, verdicts, strict=True) if verdict != "held"]
+
+    def _start_previews(self, drawing: Collection[Flight], engine: Engine) -> None:
+        """Decode where a preview was asked for and the last one is old enough; the file is made in the pool."""
+        now = time.monotonic()
+        for flight in drawing:
+            if not flight.record.submission.delivery.previews or now < flight.preview_at:
+                continue
+            pixels = engine.preview(flight.id)
+            if pixels is not None:
+                flight.preview_at = now + PREVIEW_S
+                self._previews.append((flight, self._errands.preview(pixels)))
+
+    def _show_previews(self) -> list[Flight]:
+        done = [(flight, future) for flight, future in self._previews if future.done()]
+        self._previews = [pair for pair in self._previews if not pair[1].done()]
+        return [
+            flight
+            for flight, future in done
+            if flight.phase == "drawing" and self._leases.write_preview(flight.hold, future.result()) != "held"
+        ]
+
+    def word(self, state: State, engine: Engine, shelf: Shelf) -> WorkerBeat:
+        """This worker's word about itself."""
+        loads = engine.loads()
+        models: dict[str, ModelLoad] = {}
+        for name in shelf.names():
+            load = loads.get(name)
+            models[name] = ModelLoad(
+                loaded=shelf.is_loaded(name),
+                warmed=name in self.warmed,
+                cost_per_s=load.cost_per_s if load else None,
+                cost_in_flight=load.cost_in_flight if load else 0.0,
+                slots=load.slots if load else 0,
+                rows_per_step=load.rows_per_step if load else None,
+                step_s=load.step_s if load else None,
+            )
+        return WorkerBeat(
+            name=self._name,
+            beat_at=time.time(),
+            started_at=self._started_at,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            state=state,
+            models=models,
+            counters={**engine.counters, **self.counters},
+        )

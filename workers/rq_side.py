@@ -1,0 +1,175 @@
+"""Our worker as RQ sees it.
+
+Owns everything that touches RQ's worker class: birth and death, its sign of life, the commands of its tools, and the
+bookkeeping when an execution begins and ends. Overrides what is made for one job per process. Decides nothing: the loop
+calls it. `tests/test_rq_contract.py` pins every internal used here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import redis
+import structlog
+from redis.client import Pipeline, PubSub, PubSubWorkerThread
+from rq import Queue, worker_registration
+from rq.command import parse_payload
+from rq.exceptions import NoSuchJobError
+from rq.executions import Execution, ExecutionRegistry
+from rq.job import Job
+from rq.utils import now
+from rq.worker import BaseWorker, WorkerStatus
+
+from models.errors import GenerationError
+from workers.contract import JobRecord
+from workers.flight import Flight, open_flight
+from workers.jobkeys import SERIALIZER
+
+log = structlog.get_logger(__name__)
+
+_WORKER_TTL_S = 60
+_STOPPED = "Stopped by an operator between two denoising steps."
+_RECONNECT_S = 1.0
+
+ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
+
+
+class RqSide(BaseWorker):
+    """An RQ worker with many executions at once, which the loop drives. `lease_ttl`: whole seconds of a lease."""
+
+    log_result_lifespan = False
+
+    def __init__(self, client: redis.Redis, lease_ttl: int) -> None:
+        # The name is never reused: RQ refuses a name whose key is still alive.
+        name = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
+        super().__init__(
+            [], name=name, connection=client, serializer=SERIALIZER, worker_ttl=_WORKER_TTL_S, log_job_description=False
+        )
+        self._lease_ttl = lease_ttl
+        self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
+
+    # --- what RQ's own code would do otherwise ------------------------------------------------------------------------
+
+    @property
+    def connection_timeout(self) -> int:
+        """RQ raises the client's socket timeout to this; ours is chosen in `workers.connection`."""
+        return 0
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        return self._lease_ttl
+
+    def procline(self, message: str) -> None:
+        """The process's title stays what it is: many jobs, one process."""
+
+    def handle_payload(self, message: dict[Any, Any]) -> None:
+        """A command arrived (in the subscriber's thread): the loop takes it up between two steps."""
+        self._commands.put(parse_payload(message))
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """The loop has logged the fault under the job's id already."""
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread) -> None:
+        """The subscriber outlives Redis: the client subscribes again when it is back."""
+        if not isinstance(exc, redis.RedisError):
+            raise exc
+        log.warning("commands are not heard: Redis does not answer", error=str(exc))
+        time.sleep(_RECONNECT_S)
+
+    # --- what the loop asks for ---------------------------------------------------------------------------------------
+
+    def commands(self) -> list[dict[str, Any]]:
+        """Commands of RQ's tools since the last call."""
+        found: list[dict[str, Any]] = []
+        while True:
+            try:
+                found.append(self._commands.get_nowait())
+            except Empty:
+                return found
+
+    def beat(self, pipe: Pipeline) -> None:
+        """Our sign of life, whole, so that a key that expired (a frozen machine, an emptied server) comes back."""
+        self.last_heartbeat = now()
+        pipe.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+        pipe.expire(self.key, _WORKER_TTL_S + 60)
+        pipe.expire(self.executions_key, _WORKER_TTL_S + 60)
+        worker_registration.register(self, pipe)
+
+    def pop(self, queue: str) -> tuple[Job, Queue] | None:
+        """The first job of a queue, which moves to RQ's intermediate list. Never blocks.
+
+        One queue at a time: with several, RQ pops without that list, and a kill would lose the job.
+        """
+        source = Queue(queue, connection=self.connection, serializer=SERIALIZER)
+        return Queue.dequeue_any([source], None, connection=self.connection, serializer=SERIALIZER)
+
+    def new_execution(self, job: Job) -> Execution:
+        """An execution that exists nowhere yet: the claim writes its lease."""
+        return Execution(id=uuid4().hex, job_id=job.id, connection=self.connection, worker_name=self.name)
+
+    def begin(self, flight: Flight) -> None:
+        """The rest of the bookkeeping after a claim, as RQ's prepare_execution and prepare_job_execution do it."""
+        execution = flight.execution
+        with self.connection.pipeline() as pipe:
+            execution.save(ttl=self._lease_ttl, pipeline=pipe)
+            ExecutionRegistry(flight.id, self.connection).add(execution, ttl=self._lease_ttl, pipeline=pipe)
+            pipe.sadd(execution.worker_executions_key, execution.composite_key)
+            pipe.expire(execution.worker_executions_key, _WORKER_TTL_S + 60)
+            self.set_state(WorkerStatus.BUSY, pipeline=pipe)
+            pipe.execute()
+        self.executions[execution.id] = execution
+        self.prepare_job_execution(flight.job)
+
+    def finish(self, flight: Flight) -> None:
+        """Tell RQ how a job ended whose outcome is written."""
+        outcome, job = flight.outcome, flight.job
+        assert outcome is not None, "A job without outcome is finished. This is a bug."
+        job.started_at = job.started_at or now()
+        if outcome.status == "succeeded":
+            result = {"images": [picture.file for picture in outcome.pictures]}
+            self._finalize_success(job, flight.queue, flight.execution, result)
+        elif outcome.status == "failed":
+            job.retries_left = 0
+            error = flight.error or GenerationError(outcome.error.detail if outcome.error else "unknown")
+            self._finalize_failure(job, flight.queue, flight.execution, _exc_info(error))
+        else:
+            job.ended_at = now()
+            self._stopped_job_id = job.id  # RQ's way to say: not failed, and not to be retried
+            self.handle_job_failure(job, flight.queue, exc_string=_STOPPED, execution=flight.execution)
+        self._rest_if_idle()
+
+    def release(self, flight: Flight) -> None:
+        """Forget an execution that RQ is not told about: it was lost, handed back, or ended from outside."""
+        with self.connection.pipeline() as pipe:
+            self.cleanup_execution(flight.job, pipeline=pipe, execution=flight.execution)
+            pipe.execute()
+        self._rest_if_idle()
+
+    def tell(self, record: JobRecord) -> None:
+        """Finish in RQ a job that has an outcome and whose worker died before it could."""
+        try:
+            job = Job.fetch(record.id, connection=self.connection, serializer=SERIALIZER)
+        except NoSuchJobError:
+            return
+        if job.get_status(refresh=False) not in ("queued", "started"):
+            return
+        execution = Execution(
+            id=record.execution or uuid4().hex, job_id=job.id, connection=self.connection, worker_name=self.name
+        )
+        queue = Queue(record.queue, connection=self.connection, serializer=SERIALIZER)
+        flight = open_flight(job, queue, record, execution)
+        flight.outcome = record.outcome
+        self.finish(flight)
+
+    def _rest_if_idle(self) -> None:
+        if not self.executions:
+            self.set_state(WorkerStatus.IDLE)
+
+
+def _exc_info(error: BaseException) -> ExcInfo:
+    return type(error), error, error.__traceback__

@@ -1,0 +1,143 @@
+"""How one worker process is configured.
+
+Owns the names, defaults and meaning of the worker's settings; `docs/settings.md` has a heading for each. Knows nothing
+of what is done with them. Each is read from the environment: `DENOISED_` and the field's name in capitals, but
+`REDIS_URL` without the prefix.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from workers.contract import RETENTION_S
+
+BUNDLED_MODEL = "first"
+"""Name of the model in the box."""
+BUNDLED_SOURCE = str(Path(__file__).resolve().parent.parent / "models" / "bundled" / BUNDLED_MODEL)
+
+
+class WorkerSettings(BaseSettings):
+    """One worker's settings. Frozen; a value that cannot be meant is refused at the start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DENOISED_", frozen=True, extra="forbid", populate_by_name=True, env_ignore_empty=True
+    )
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        validation_alias="REDIS_URL",
+        description="The Redis that the API uses too: redis://, rediss:// or unix://. `denoised serve` sets it.",
+    )
+    data_dir: Path = Field(
+        Path("~/.local/share/denoised"), description="Where pictures are kept when no store_url is given."
+    )
+    store_url: str | None = Field(
+        None,
+        description="Where pictures are kept: a directory, or any fsspec URL (s3://bucket/path). Workers and API on "
+        "several machines need one that all of them see. Default: the folder `store` in the data directory.",
+    )
+    models: Annotated[dict[str, str], NoDecode] = Field(
+        {BUNDLED_MODEL: BUNDLED_SOURCE},
+        description="Models this worker serves, as `name=source` pairs with commas between; a source is a directory "
+        "in diffusers layout or a hub id. The first one is loaded first. Default: the bundled model.",
+    )
+    device: str = Field("auto", description="cuda, cuda:1, cpu, ... `auto` takes CUDA when it is there.")
+    dtype: str = Field(
+        "auto", description="float32, bfloat16 or float16. `auto` takes what is fastest on the device within 2/255."
+    )
+    memory_budget: int | None = Field(
+        None,
+        gt=0,
+        description="Bytes that the weights of all loaded models may take together; set it when several models do not "
+        "fit the device at once. Default: no limit.",
+    )
+    max_rows: int | None = Field(
+        None,
+        gt=0,
+        description="Rows in one call of the network (a picture with guidance is two). More is faster up to what the "
+        "device computes in parallel, and slower for whoever waits for the step. Default: found out by the engine.",
+    )
+    lease_s: float = Field(
+        15.0,
+        gt=0,
+        description="Seconds without a heartbeat after which other workers take this worker's jobs. Shorter recovers "
+        "faster from a crash; longer forgives longer stalls of Redis or of the machine.",
+    )
+    beat_s: float = Field(5.0, gt=0, description="Seconds between heartbeats; at most a third of the lease.")
+    stall_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds that one step or one loading of a model may take before the worker counts as hung and "
+        "its jobs go to others. Set it well above your slowest step.",
+    )
+    maintenance_interval_s: float = Field(
+        5.0, gt=0, description="Seconds between looks for jobs of dead workers; workers share the work."
+    )
+    recovery_age_s: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds that a job may lie between queue and worker before it is queued again. Longer than the "
+        "longest pause between taking a job and starting it.",
+    )
+    retention_s: int = Field(
+        RETENTION_S, gt=0, description="Seconds that ended jobs and their pictures are kept; the same for the API."
+    )
+    save_threads: int = Field(
+        2, gt=0, le=64, description="Threads that encode and write pictures beside the steps; two suit most disks."
+    )
+    save_backlog: int = Field(
+        16, gt=0, description="Finished jobs that may wait to be written before no new ones are started."
+    )
+    save_patience_s: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds that a finished job waits for a store that refuses it (a full disk) before it fails.",
+    )
+    max_jobs: int = Field(
+        64,
+        gt=0,
+        description="Jobs in this worker's hands at once, whatever their sizes; each holds its latents in memory.",
+    )
+    admissions_per_tick: int = Field(
+        4, gt=0, description="Jobs that may join between two steps; each delays the step by a millisecond or two."
+    )
+    patience_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that jobs of a model that is not loaded wait while loaded models have work. Shorter is "
+        "fairer between models, longer loads less often.",
+    )
+    log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people.")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _parse_models(cls, value: Any) -> Any:
+        """`name=source,name2=source2`; a source alone is named after its last part."""
+        if not isinstance(value, str):
+            return value
+        parsed: dict[str, str] = {}
+        for item in filter(None, (part.strip() for part in value.split(","))):
+            name, equals, source = item.partition("=")
+            if not equals:
+                name, source = Path(item).name, item
+            if not name or not source or name in parsed:
+                raise ValueError(f"{item!r} is not `name=source` with a name of its own")
+            parsed[name] = source
+        return parsed
+
+    @model_validator(mode="after")
+    def _refuse_nonsense(self) -> Self:
+        if not self.models:
+            raise ValueError("models is empty: name at least one, as `name=source`")
+        if self.beat_s > self.lease_s / 3:
+            raise ValueError(f"beat_s ({self.beat_s}) must be at most a third of lease_s ({self.lease_s})")
+        return self
+
+    @property
+    def store(self) -> str:
+        """URL or path of the picture store."""
+        return self.store_url or str(self.data_dir.expanduser() / "store")

@@ -1,0 +1,100 @@
+"""Whose job is next.
+
+Owns the fairness between models, priorities and tenants on one worker. Asks Redis one question (which queues have
+jobs?) and never blocks there.
+
+Models that are loaded and have room come first; a model that is not loaded gets its turn when those have no work or
+when its oldest job has waited longer than `patience_s`. Among the models in question the highest priority wins; then
+models, then tenants take turns: whoever was served longest ago. A new tenant comes before those that were served.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import redis
+from rq import Queue
+from rq.suspension import WORKERS_SUSPENDED
+
+from workers import scripts
+from workers.contract import PRIORITIES, created_at_of, key
+from workers.jobkeys import text
+
+_REMEMBERED = 10_000
+"""Tenants whose last turn is known. One that is forgotten comes first once, so there is no use in forgetting soon: who
+sends one job at a time would always come first."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A queue that has jobs. `tenant` is the slug in the queue's name; `first` the id of its first job."""
+
+    queue: str
+    model: str
+    length: int
+    first: str
+
+    @property
+    def priority(self) -> int:
+        """Index in PRIORITIES: 0 is the highest."""
+        return PRIORITIES.index(self.queue.split(".")[1])
+
+    @property
+    def tenant(self) -> str:
+        return self.queue.split(".")[2]
+
+    @property
+    def created_at(self) -> float:
+        return created_at_of(self.first) or 0.0
+
+
+@dataclass
+class Turns:
+    """Remembers who was served when. One loop owns it."""
+
+    patience_s: float
+    clock: Callable[[], float] = time.time
+    _served: dict[tuple[str, ...], int] = field(default_factory=dict)
+    _count: int = 0
+
+    def choose(self, waiting: Sequence[Waiting], loaded: Collection[str], closed: Collection[str]) -> Waiting | None:
+        """The queue whose first job should start next, or None. Models in `closed` take no job at the moment."""
+        open_now = [queue for queue in waiting if queue.model not in closed]
+        ready = [queue for queue in open_now if queue.model in loaded]
+        absent = [queue for queue in open_now if queue.model not in loaded]
+        too_long = [queue for queue in absent if self.clock() - queue.created_at > self.patience_s]
+        candidates = too_long or ready or absent
+        return min(candidates, key=self._rank, default=None)
+
+    def took(self, queue: Waiting) -> None:
+        """Count a turn of the queue's model and tenant."""
+        self._count += 1
+        for who in ((queue.model,), (queue.model, str(queue.priority), queue.tenant)):
+            self._served.pop(who, None)
+            self._served[who] = self._count
+        if len(self._served) > _REMEMBERED:  # in order of their last turn: the first ones are the oldest
+            self._served = dict(list(self._served.items())[_REMEMBERED // 2 :])
+
+    def _rank(self, queue: Waiting) -> tuple[int, int, int, str]:
+        model_turn = self._served.get((queue.model,), 0)
+        tenant_turn = self._served.get((queue.model, str(queue.priority), queue.tenant), 0)
+        return queue.priority, model_turn, tenant_turn, queue.first
+
+
+class Lookout:
+    """Looks at the queues of this worker's models."""
+
+    def __init__(self, client: redis.Redis, models: Sequence[str]) -> None:
+        self._models = tuple(models)
+        self._look = client.register_script(scripts.LOOK)
+
+    def look(self) -> tuple[bool, list[Waiting]]:
+        """Whether RQ is suspended (`rq suspend`), and every queue that has jobs. One round trip."""
+        keys = [WORKERS_SUSPENDED, *(key("queues", model) for model in self._models)]
+        suspended, *found = self._look(keys=keys, args=[Queue.redis_queue_namespace_prefix])
+        waiting = [
+            Waiting(text(name), self._models[number], length, text(first)) for number, name, length, first in found
+        ]
+        return bool(suspended), waiting

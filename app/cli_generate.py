@@ -1,0 +1,261 @@
+"""`denoised generate` and `denoised models`: the command line as a client of the API.
+
+Owns how a request is put together from options, how it is followed on a terminal, and where pictures are saved. When
+no server answers at the default address, starts one for this command and ends it afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from app.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS, EXIT_UNREACHABLE, complain
+from app.cli_progress import Progress
+from app.client import DEFAULT_SERVER, Client, ClientError, Refused, Unreachable
+
+_START_TIMEOUT_S = 300.0
+"""Seconds that a server may take from its start to its first picture; loading a large model from a slow disk fits."""
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+_ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+_FIELDS = {
+    "negative": "negative_prompt",
+    "steps": "num_inference_steps",
+    "seed": "seed",
+    "guidance": "guidance_scale",
+    "sampler": "sampler",
+    "noise_schedule": "noise_schedule",
+    "strength": "strength",
+    "model": "model",
+    "priority": "priority",
+}
+
+
+class _NotSaved(Exception):
+    """A picture or an upload could not be written or read; the message is a sentence."""
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Draws and saves; returns the exit status."""
+    progress = Progress(sys.stderr)
+    try:
+        body = request_body(options)
+        with _server(options, progress.say) as server, Client(server, options.key) as client:
+            return _draw(client, body, options, progress)
+    except _NotSaved as error:
+        return complain(str(error), EXIT_SETTINGS)
+    except ClientError as error:
+        return _explain(error)
+
+
+def list_models(options: argparse.Namespace) -> int:
+    """Prints what each model can do; returns the exit status."""
+    try:
+        with Client(options.server or DEFAULT_SERVER, options.key) as client:
+            models = client.models()
+    except ClientError as error:
+        return _explain(error)
+    if options.json:
+        print(json.dumps(models, indent=2))
+        return 0
+    for model in models:
+        print("\n".join(_describe(model)))
+    return 0
+
+
+def request_body(options: argparse.Namespace) -> dict[str, Any]:
+    """The body of POST /generate: what was given, and nothing else."""
+    body: dict[str, Any] = {"prompt": options.prompt}
+    for option, name in _FIELDS.items():
+        value = getattr(options, option)
+        if value is not None:
+            body[name] = value
+    if options.size is not None:
+        body["width"], body["height"] = options.size
+    if options.count != 1:
+        body["num_images"] = options.count
+    body["output_format"] = output_format(options)
+    if options.image is not None:
+        try:
+            body["image"] = base64.b64encode(options.image.read_bytes()).decode()
+        except OSError as error:
+            raise _NotSaved(f"--image {options.image} cannot be read: {error.strerror}.") from error
+        body["task"] = "image-to-image"
+    return body
+
+
+def output_format(options: argparse.Namespace) -> str:
+    """What --format says, else what the name of the output says, else png."""
+    if options.format:
+        return str(options.format)
+    ending = options.output.suffix.lower() if options.output else ""
+    if ending and ending not in _FORMATS:
+        raise _NotSaved(f"Pictures are png, jpeg or webp, not {ending}: name the output so, or give --format.")
+    return _FORMATS.get(ending, "png")
+
+
+def output_paths(options: argparse.Namespace, count: int) -> list[Path]:
+    """One file per picture: the name itself for one, NAME-0, NAME-1, ... for several."""
+    output = options.output
+    if output is None:
+        words = re.sub(r"[^\w]+", "-", options.prompt.lower()).strip("-")
+        output = Path((words[:60].rstrip("-") or "picture") + _ENDINGS[output_format(options)])
+    elif not output.suffix:
+        output = output.with_name(output.name + _ENDINGS[output_format(options)])
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
+
+
+def _draw(client: Client, body: dict[str, Any], options: argparse.Namespace, progress: Progress) -> int:
+    for path in output_paths(options, options.count):
+        if not path.parent.is_dir():
+            raise _NotSaved(f"There is no directory {path.parent} to write to. Make it first.")
+    submitted = document = _submit(client, body, progress)
+    try:
+        for document in client.follow(submitted):
+            progress.show(document)
+    except KeyboardInterrupt:
+        progress.end()
+        with contextlib.suppress(ClientError):
+            client.cancel(document["id"])
+        return complain("canceled", EXIT_INTERRUPTED)
+    finally:
+        progress.end()
+    for warning in document["warnings"]:
+        progress.say(f"note: {warning}")
+    if document["status"] != "succeeded":
+        error = document["error"] or {"detail": f"The job was {document['status']}.", "code": document["status"]}
+        return complain(f"{error['detail']} ({error['code']})", EXIT_FAILED)
+    _save(client, document, options)
+    return 0
+
+
+def _submit(client: Client, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Submits; waits with a server that is starting, as long as it says."""
+    key = str(uuid.uuid4())  # a repeat after a broken line makes no second job
+    end = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        try:
+            return client.submit(body, key)
+        except Refused as error:
+            if error.status != 503 or time.monotonic() > end:
+                raise
+            progress.say(f"waiting: {error}")
+            time.sleep(error.retry_after_s or 1.0)
+
+
+def _save(client: Client, document: dict[str, Any], options: argparse.Namespace) -> None:
+    for image, path in zip(document["images"], output_paths(options, len(document["images"])), strict=True):
+        try:
+            path.write_bytes(client.image(image["url"]))
+        except OSError as error:
+            raise _NotSaved(
+                f"{path} cannot be written: {error.strerror}. The picture waits at {client.server}{image['url']}."
+            ) from error
+        print(f"{path}  {image['width']}x{image['height']}  seed {image['seed']}", flush=True)
+
+
+def _explain(error: ClientError) -> int:
+    if isinstance(error, Refused):
+        return complain(f"{error} ({error.code})", EXIT_FAILED)
+    return complain(
+        f"{error} Start a server with `denoised serve`, or name yours with --server or $DENOISED_SERVER.",
+        EXIT_UNREACHABLE,
+    )
+
+
+def _describe(model: dict[str, Any]) -> Iterator[str]:
+    defaults, limits = model["defaults"], model["limits"]
+    yield f"{model['name']}  ({', '.join(model['tasks'])}; {model['device']}, {model['dtype']})"
+    yield f"  size      {defaults['width']}x{defaults['height']}; sides {limits['min_size']} to {limits['max_size']}"
+    yield f"  steps     {defaults['num_inference_steps']}    guidance {defaults['guidance_scale']:g}"
+    yield f"  sampler   {defaults['sampler']}, noise schedule {defaults['noise_schedule']}"
+    yield "  samplers  " + ", ".join(
+        f"{sampler['name']} ({'/'.join(sampler['noise_schedules'])}; {sampler['min_steps']}-{sampler['max_steps']})"
+        for sampler in model["samplers"]
+    )
+
+
+# --- a server for this command alone ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _server(options: argparse.Namespace, say: Callable[[str], None]) -> Iterator[str]:
+    """URL of the server to use. One that was named must be there; at the default address, a missing one is started."""
+    if options.server:
+        yield options.server
+        return
+    with Client(DEFAULT_SERVER, options.key) as client:
+        try:
+            client.is_ready()
+        except Refused:
+            pass  # there, and not ready or not content with the key: the request itself will tell
+        except Unreachable:
+            with own_server(say) as url:
+                yield url
+            return
+    yield DEFAULT_SERVER
+
+
+@contextlib.contextmanager
+def own_server(say: Callable[[str], None]) -> Iterator[str]:
+    """URL of a server on a free port, with the usual data directory, that lives as long as the context."""
+    from app.listener import bind, url_of
+    from app.serve import ServeOptions, child_environment, python_module
+    from app.supervisor import end_with_parent
+
+    listener = bind("127.0.0.1", 0)
+    url = url_of(listener)
+    say("no server runs here: starting one for this command (`denoised serve` keeps one)")
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            python_module("app.cli", "serve", "--host", "127.0.0.1", "--listen-fd", str(listener.fileno())),
+            env=child_environment(ServeOptions(), os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(listener.fileno(),),
+            start_new_session=True,  # Ctrl-C cancels the job first; then the server is ended in order
+            preexec_fn=end_with_parent(signal.SIGTERM),
+        )
+        listener.close()
+        try:
+            _await_ready(process, url, log)
+            yield url
+        finally:
+            _end(process)
+
+
+def _await_ready(process: subprocess.Popen[bytes], url: str, log: Any) -> None:
+    from app.serve import ask_ready
+
+    end = time.monotonic() + _START_TIMEOUT_S
+    while not ask_ready(url)[0]:
+        if process.poll() is not None or time.monotonic() > end:
+            log.seek(0)
+            words = log.read().decode(errors="replace").strip().splitlines()[-12:]
+            raise Unreachable("The server for this command did not start. It said:\n  " + "\n  ".join(words) + "\n")
+        time.sleep(0.2)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+        return
+    process.send_signal(signal.SIGTERM)  # the second one ends at once
+    process.wait()

@@ -1,0 +1,223 @@
+"""Every option of the command line, and how to choose its value.
+
+Owns the parser. Knows nothing of what the commands do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+EXIT_HELP = """exit status:
+  0    it worked
+  1    the server refused the request, or the job failed
+  2    an option or a setting cannot be used
+  3    no server answers
+  4    the address cannot be listened on (is the port in use?)
+  130  ended by Ctrl-C; `generate` has canceled its job
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    top = argparse.ArgumentParser(
+        prog="denoised",
+        description="An image server for latent diffusion models.\n\n"
+        "  denoised serve                                starts everything on this machine\n"
+        '  denoised generate "a red heart" -o heart.png  draws a picture\n',
+        epilog=EXIT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"denoised {_version()}", help="print the version and end")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_api(commands)
+    commands.add_parser(
+        "worker",
+        help="one worker alone",
+        description="Runs one worker: it takes jobs from Redis, draws them in one running batch, and stores the"
+        " pictures. Start as many as you like on any machine that reaches the same REDIS_URL and store. Settings come"
+        " from the environment: docs/settings.md.",
+    )
+    _add_generate(commands)
+    models = commands.add_parser("models", help="what the server can draw with", description="Lists the models.")
+    _add_server_options(models)
+    models.add_argument("--json", action="store_true", help="print the server's whole answer, for programs")
+    _add_keys(commands)
+    return top
+
+
+Commands = argparse._SubParsersAction  # the type has no public name
+
+
+def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="Redis, API and workers together",
+        description="Starts everything on this machine: an embedded Redis-compatible server (unless REDIS_URL names"
+        " one), the API and the workers. A part that dies is started again. The first Ctrl-C or SIGTERM lets the"
+        " workers finish what they have begun; the second ends at once, and what was not finished is drawn after the"
+        " next start.",
+        epilog="More settings, all by environment: docs/settings.md.",
+    )
+    _add_address(serve)
+    serve.add_argument(
+        "--workers",
+        type=_number(1, 64),
+        default=1,
+        metavar="N",
+        help="worker processes (default 1). One keeps one device busy, whatever the load: take more only for more"
+        " devices, or for models that shall not wait for each other; each holds its own copy of the weights",
+    )
+    serve.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where queue, pictures and keys are kept (default ~/.local/share/denoised). Choose a disk with room for a"
+        " day of pictures; give each installation its own",
+    )
+    serve.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        type=_model,
+        metavar="NAME=SOURCE",
+        help="a model to serve: a directory in diffusers layout, or a hub id; repeat it for several. The first is"
+        " loaded first. Default: the bundled model",
+    )
+    serve.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
+
+
+def _add_api(commands: Commands[argparse.ArgumentParser]) -> None:
+    api = commands.add_parser(
+        "api",
+        help="the API alone",
+        description="Runs the HTTP API. Workers run elsewhere, on the same REDIS_URL and store. Start several behind"
+        " one load balancer if one core is not enough for your clients.",
+        epilog="More settings, all by environment: docs/settings.md.",
+    )
+    _add_address(api)
+    api.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
+
+
+def _add_address(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--host",
+        help="address to listen on (default 127.0.0.1: this machine only). 0.0.0.0 is every address of the machine;"
+        " any but loopback needs keys first: `denoised keys new NAME`",
+    )
+    command.add_argument(
+        "--port", type=_number(0, 65535), help="port to listen on (default 8000); 0 takes any free one and prints it"
+    )
+
+
+def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="draw pictures",
+        description="Draws pictures through a server. When none runs at the default address, one is started\n"
+        "for this command alone. What is left out is filled in by the server from the model's defaults.",
+        epilog=EXIT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = generate.add_argument
+    add("prompt", help="what to draw, in words the model knows")
+    add(
+        "-o", "--output", type=Path, metavar="FILE", help="file to write; its ending chooses the format. Several"
+        " pictures become FILE-0.png, FILE-1.png, ... Default: named after the prompt, in this directory",
+    )  # fmt: skip
+    add("--negative", metavar="TEXT", help="what not to draw. Leave it out unless something unwanted keeps coming up")
+    add("--steps", type=_number(1, 1000), metavar="N", help="sampler steps: more cost more time; 20 to 50 suit most"
+        " samplers, 4 to 8 suit lcm and tcd with models made for them")  # fmt: skip
+    add("--size", type=_size, metavar="WxH", help="pixels, multiples of 8, such as 512x768. The model's own size"
+        " draws best; `denoised models` tells it")  # fmt: skip
+    add("--seed", type=_number(0, 2**63 - 1), metavar="N", help="start of all randomness: the same request with the"
+        " same seed draws the same picture. Left out: drawn, and printed")  # fmt: skip
+    add("--guidance", type=float, metavar="G", help="how strongly to follow the prompt: 1 switches it off and halves"
+        " the time, 3 to 8 suit most models, more looks burnt")  # fmt: skip
+    add("--sampler", metavar="NAME", help="how the steps are taken; `denoised models` lists the names. The model's own"
+        " choice is good; *_ancestral and *_sde samplers vary more")  # fmt: skip
+    add("--noise-schedule", metavar="NAME", help="how noise is spread over the steps: default, karras (often better at"
+        " few steps), exponential, trailing, where the sampler has it")  # fmt: skip
+    add("-n", "--n", dest="count", type=_number(1, 1000), default=1, metavar="N", help="pictures to draw (default 1);"
+        " the next one has the next seed")  # fmt: skip
+    add("--image", type=Path, metavar="FILE", help="picture to start from (PNG, JPEG, WebP), for image to image")
+    add("--strength", type=float, metavar="S", help="with --image, how far to go from it: 0.3 retouches, 0.8 keeps the"
+        " composition, 1 keeps only the size")  # fmt: skip
+    add("--format", choices=("png", "jpeg", "webp"), help="png is exact and carries its recipe; webp and jpeg are"
+        " smaller. Default: what the name of the output says, else png")  # fmt: skip
+    add("--model", metavar="NAME", help="which model draws; `denoised models` lists them. Default: the server's")
+    add("--priority", choices=("high", "normal", "low"), help="which of your own waiting jobs goes first (default"
+        " normal): low for bulk work, high for what you wait for")  # fmt: skip
+    _add_server_options(generate)
+
+
+def _add_server_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        default=os.environ.get("DENOISED_SERVER") or None,
+        help="the server to use (default $DENOISED_SERVER, else http://127.0.0.1:8000)",
+    )
+    command.add_argument(
+        "--key",
+        default=os.environ.get("DENOISED_API_KEY") or None,
+        help="your key, where the server wants one. Prefer $DENOISED_API_KEY: other users see the options of a"
+        " running program",
+    )
+
+
+def _add_keys(commands: Commands[argparse.ArgumentParser]) -> None:
+    keys = commands.add_parser(
+        "keys",
+        help="who may use the server",
+        description="Keeps the keys file. A server with keys answers only who sends one, and may listen beyond this"
+        " machine. The file holds hashes: a key is shown once, when it is made. The server reads the file when it"
+        " starts, so restart it after a change.",
+    )
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = actions.add_parser("new", help="make a key", description="Prints a fresh key, once.")
+    new.add_argument("tenant", help="who it is for: letters, digits, - and _. Keys of one tenant share their jobs; give"
+                     " everybody who shall not see the others' pictures a tenant of their own")  # fmt: skip
+    revoke = actions.add_parser("revoke", help="take a key back", description="Removes keys from the file.")
+    revoke.add_argument("which", help="a tenant, for all of its keys, or the id of one key that `keys list` shows")
+    for action in (new, actions.add_parser("list", help="show whose keys there are", description="Lists tenants and"
+                   " key ids; the keys themselves are not kept."), revoke):  # fmt: skip
+        action.add_argument("--data-dir", type=Path, metavar="DIR", help="data directory of the server (default"
+                            " $DENOISED_DATA_DIR, else ~/.local/share/denoised)")  # fmt: skip
+
+
+def _number(lowest: int, highest: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{value} is not between {lowest} and {highest}")
+        return value
+
+    return number
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9][0-9]{0,4})[xX×]([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 512x512")
+    return int(match[1]), int(match[2])
+
+
+def _model(text: str) -> str:
+    name, equals, source = text.partition("=")
+    if not (equals and name.strip() and source.strip()) or "," in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SOURCE (without commas), such as sd=./my-model")
+    return text
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("denoised")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,105 @@
+"""JobView and ModelEntry -> the documents that clients see.
+
+Owns the translation, nothing else: no Redis, no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from app.schemas import (
+    MAX_PROMPT_CHARACTERS,
+    UNDERSTOOD,
+    AliasDocument,
+    ImageDocument,
+    JobDocument,
+    LimitsDocument,
+    LinksDocument,
+    ModelDocument,
+    ProgressDocument,
+    UnderstoodImageToImage,
+    UnderstoodTextToImage,
+)
+from workers.contract import ENDED, JobView, ModelEntry, Submission, Timings, WorkerBeat
+
+
+def job_path(job_id: str) -> str:
+    return f"/jobs/{job_id}"
+
+
+def job_document(view: JobView) -> JobDocument:
+    """The job as its owner sees it."""
+    record, outcome = view.record, view.record.outcome
+    path = job_path(record.id)
+    progress = view.progress
+    return JobDocument(
+        id=record.id,
+        task=record.submission.request.task,
+        status=view.status,
+        queue_position=view.queue_position,
+        progress=ProgressDocument(step=progress.step, steps=progress.steps) if progress else None,
+        eta_s=round(view.eta_s, 3) if view.eta_s is not None and view.status not in ENDED else None,
+        warnings=record.warnings,
+        images=tuple(
+            ImageDocument(
+                url=f"{path}/images/{index}",
+                seed=picture.seed,
+                width=picture.width,
+                height=picture.height,
+                sha256=picture.sha256,
+            )
+            for index, picture in enumerate(outcome.pictures if outcome else ())
+        ),
+        error=outcome.error if outcome else None,
+        timings=outcome.timings if outcome else Timings(),
+        created_at=_moment(record.created_at),
+        started_at=_moment(record.started_at) if record.started_at is not None else None,
+        ended_at=_moment(outcome.ended_at) if outcome else None,
+        request=understood(record.submission),
+        links=LinksDocument(self=path, events=f"{path}/events"),
+    )
+
+
+def understood(submission: Submission) -> UnderstoodTextToImage | UnderstoodImageToImage:
+    """The request as it can be sent again."""
+    return UNDERSTOOD.validate_python(
+        {
+            **submission.request.model_dump(),
+            **submission.delivery.model_dump(),
+            "priority": submission.priority,
+        }
+    )
+
+
+def model_document(entry: ModelEntry, beats: Sequence[WorkerBeat]) -> ModelDocument:
+    """The model as clients see it; `beats` are those of living workers."""
+    loads = [beat.models[entry.name] for beat in beats if entry.name in beat.models]
+    return ModelDocument(
+        name=entry.name,
+        tasks=entry.tasks,
+        loaded=any(load.loaded and load.warmed for load in loads),
+        defaults=entry.defaults,
+        limits=LimitsDocument(
+            size_multiple=entry.size_multiple,
+            min_size=entry.min_size,
+            max_size=entry.max_size,
+            max_pixels=entry.max_pixels,
+            max_images=entry.max_images,
+            token_limit=entry.token_limit,
+            max_prompt_characters=MAX_PROMPT_CHARACTERS,
+        ),
+        samplers=entry.samplers,
+        sampler_aliases={
+            alias: AliasDocument(sampler=sampler, noise_schedule=schedule)
+            for alias, (sampler, schedule) in sorted(entry.sampler_aliases.items())
+        },
+        prediction_type=entry.prediction_type,
+        device=entry.device,
+        dtype=entry.dtype,
+        digest=entry.digest,
+    )
+
+
+def _moment(unix_s: float) -> datetime:
+    return datetime.fromtimestamp(round(unix_s, 3), UTC)

@@ -1,0 +1,192 @@
+"""The application: everything put together, nothing done at import.
+
+Owns the order of the layers and the lifespan. `create_app` is the factory that servers call.
+
+    Gate (id, host, origin, body limits, log) -> CORS -> routes -> Services -> board and store
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from app.errors import FieldError, Problem, ProblemDocument
+from app.events import EventHub
+from app.gate import Gate, problem_answer
+from app.metrics import HttpMetrics
+from app.routes import generate, health, jobs, models, reference
+from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
+from app.security import KeyRing, load_keys
+from app.services import Services
+from app.settings import ApiSettings
+from workers.board import JobBoard
+from workers.connection import connect, connect_async
+from workers.store import open_store
+
+_EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
+_ROUTERS = (generate.router, jobs.router, models.router, health.router, reference.router)
+
+
+def create_app(settings: ApiSettings | None = None) -> FastAPI:
+    """The application for these settings, or for those of the environment. Raises KeysInvalid."""
+    settings = settings or ApiSettings()
+    keys, http_metrics, log = load_keys(settings), HttpMetrics(), make_log()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _services(settings, keys, http_metrics, log) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="denoised",
+        description="An image server for latent diffusion models. Errors are described in docs/errors.md.",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in _ROUTERS:
+        app.include_router(router)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.allowed_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=list(_EXPOSED),
+        )
+    app.add_middleware(Gate, settings=settings, keys=keys, metrics=http_metrics, log=log)
+    _map_faults(app, log)
+    _describe(app)
+    return app
+
+
+def make_log() -> Any:
+    """A logger of one JSON object a line on stderr; owned by whoever calls, nothing global is configured."""
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+
+
+@contextlib.asynccontextmanager
+async def _services(
+    settings: ApiSettings, keys: KeyRing, http_metrics: HttpMetrics, log: Any
+) -> AsyncIterator[Services]:
+    client = connect(settings.redis_url)
+    events = connect_async(settings.redis_url, blocking=True)
+    hub = EventHub(events, log)
+    reader = asyncio.create_task(hub.run())
+    try:
+        yield Services(
+            settings=settings,
+            keys=keys,
+            board=JobBoard(client, retention_s=settings.retention_s),
+            store=await anyio.to_thread.run_sync(open_store, settings.store),
+            hub=hub,
+            metrics=http_metrics,
+            log=log,
+            decoders=anyio.CapacityLimiter(settings.decode_threads),
+        )
+    finally:
+        await _end(reader)
+        await events.aclose()
+        client.close()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancels until it is over: the Redis client can lose one cancellation that meets it while it connects."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+
+
+def _map_faults(app: FastAPI, log: Any) -> None:
+    """Every exception that can reach the top has its row in the error table."""
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, RedisError):
+            log.error(
+                "redis", error=f"{type(error).__name__}: {error}", request_id=request.scope["state"]["request_id"]
+            )
+        return problem_answer(_problem_of(error), request.scope)
+
+    for kind in (Problem, RequestValidationError, HTTPException, RedisError, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, refuse)
+
+
+def _problem_of(error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case RequestValidationError():
+            errors = tuple(
+                FieldError(pointer=f"?{item['loc'][-1]}", detail=str(item["msg"])) for item in error.errors()
+            )
+            return Problem("field_invalid", errors=errors)
+        case HTTPException(status_code=405):
+            return Problem("method_not_allowed", headers=error.headers)
+        case HTTPException():
+            return Problem("route_unknown")
+        case RedisError():
+            return Problem("redis_unavailable")
+        case ClientDisconnect():
+            return Problem("body_incomplete")
+    return Problem("internal")
+
+
+def _describe(app: FastAPI) -> None:
+    """OpenAPI with the schemas that no route parameter names."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update(_extra_schemas())
+            _drop_foreign_errors(document)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _drop_foreign_errors(document: dict[str, Any]) -> None:
+    """FastAPI announces its own shape of validation errors, which no route of ours sends."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            content = operation["responses"].get("422", {}).get("content", {})
+            if "application/json" in content:
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+def _extra_schemas() -> dict[str, Any]:
+    template = "#/components/schemas/{model}"
+    body = GENERATE_BODY.json_schema(ref_template=template)
+    definitions: dict[str, Any] = body.pop("$defs")
+    _, others = models_json_schema(
+        [(model, "serialization") for model in (ProblemDocument, ProgressEvent, PreviewEvent)], ref_template=template
+    )
+    return {**definitions, **others["$defs"], "GenerateBody": body}

@@ -1,0 +1,215 @@
+"""A wire body and a model's entry -> a GenerationRequest with nothing left open.
+
+Owns the choice of the model, the defaults, the names and the limits. Knows no HTTP, Redis or files; the only thing it
+draws is the seed.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from app.errors import FieldError, Problem, field_problem
+from app.schemas import DEFAULT_TASK, GENERATE_BODY, MAX_PROMPT_CHARACTERS, ImageToImageBody, TextToImageBody
+from app.uploads import Upload
+from models.request import TASKS, ImageToImageRequest, TextToImageRequest
+from workers.contract import ModelEntry, SamplerEntry
+
+SEED_RANGE = 2**32
+"""Seeds drawn at the door stay below this, so that every JSON reader keeps them exactly."""
+
+Body = TextToImageBody | ImageToImageBody
+Given = TypeVar("Given")
+
+
+def parse_body(fields: Mapping[str, Any]) -> Body:
+    """The body of POST /generate as a value. Raises Problem; `errors` names every field at fault."""
+    task = fields.get("task", DEFAULT_TASK)
+    if isinstance(task, str) and task not in TASKS:
+        raise field_problem("task_unavailable", "task", f"There is no task {_quoted(task)}.")
+    try:
+        body = GENERATE_BODY.validate_python({**fields, "task": task})
+    except ValidationError as error:
+        raise _schema_problem(error) from error
+    _check_prompts(body)
+    return body
+
+
+def choose_model(body: Body, catalogue: Mapping[str, ModelEntry], default_model: str | None) -> ModelEntry:
+    """The named model, else the configured default, else the first by name that serves the task. Raises Problem."""
+    if not catalogue:
+        raise Problem("no_worker")
+    if body.model is not None and body.model not in catalogue:
+        raise field_problem(
+            "model_unknown",
+            "model",
+            f"There is no model {_quoted(body.model)}; there are {', '.join(sorted(catalogue))}.",
+        )
+    if body.model is not None:
+        entry = catalogue[body.model]
+        if body.task in entry.tasks:
+            return entry
+        raise field_problem("task_unavailable", "task", f"The model {entry.name} serves {', '.join(entry.tasks)}.")
+    serving = [name for name in sorted(catalogue) if body.task in catalogue[name].tasks]
+    if not serving:
+        raise field_problem("task_unavailable", "task", f"No model serves {body.task}.")
+    return catalogue[default_model if default_model in serving and default_model else serving[0]]
+
+
+def resolve(body: Body, entry: ModelEntry, upload: Upload | None) -> TextToImageRequest | ImageToImageRequest:
+    """Every default filled in and every limit of the model checked. `upload` is the picture of an image task."""
+    sampler, noise_schedule = _resolve_sampler(body, entry)
+    steps = _resolve_steps(body, entry, sampler)
+    width, height = _resolve_size(body, entry, upload)
+    if not 1 <= body.num_images <= entry.max_images:
+        raise field_problem(
+            "num_images_out_of_range", "num_images", f"{_number(body.num_images)} pictures, of 1 to {entry.max_images}."
+        )
+    common: dict[str, Any] = {
+        "model": entry.name,
+        "prompt": body.prompt,
+        "negative_prompt": body.negative_prompt,
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "guidance_scale": _or(body.guidance_scale, entry.defaults.guidance_scale),
+        "sampler": sampler.name,
+        "noise_schedule": noise_schedule,
+        "seed": _or(body.seed, secrets.randbelow(SEED_RANGE)),
+        "num_images": body.num_images,
+    }
+    if isinstance(body, TextToImageBody):
+        return TextToImageRequest(**common)
+    assert upload is not None, "an image task came without its upload. This is a bug."
+    strength = _or(body.strength, entry.defaults.strength)
+    if int(steps * strength) < 1:
+        raise field_problem(
+            "steps_out_of_range",
+            "strength",
+            f"{steps} steps at strength {strength} leave none: their product is under 1.",
+        )
+    return ImageToImageRequest(**common, image=upload.reference, strength=strength)
+
+
+def resolve_sampler(name: str, noise_schedule: str | None, entry: ModelEntry) -> tuple[SamplerEntry, str]:
+    """The model's sampler and noise schedule that the names mean; capitals, spaces, hyphens, "++" do not matter."""
+    samplers = {sampler.name: sampler for sampler in entry.samplers}
+    folded = _folded(name)
+    plain, meant = entry.sampler_aliases.get(folded, (folded, None))
+    if plain not in samplers:
+        raise field_problem(
+            "sampler_unknown", "sampler", f"{entry.name} has no sampler {_quoted(name)}, but {', '.join(samplers)}."
+        )
+    implied = meant if meant not in (None, "default") else None
+    asked = _folded(noise_schedule) if noise_schedule is not None else "default"
+    if implied and asked not in ("default", implied):
+        raise field_problem(
+            "noise_schedule_unknown",
+            "noise_schedule",
+            f"{_quoted(name)} already means {implied}, not {_quoted(asked)}.",
+        )
+    chosen = implied or asked
+    offered = samplers[plain].noise_schedules
+    if chosen not in offered:
+        raise field_problem(
+            "noise_schedule_unknown", "noise_schedule", f"{plain} has {', '.join(offered)}, not {_quoted(chosen)}."
+        )
+    return samplers[plain], chosen
+
+
+def _folded(name: str) -> str:
+    return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
+
+
+def _resolve_sampler(body: Body, entry: ModelEntry) -> tuple[SamplerEntry, str]:
+    if body.sampler is not None:
+        return resolve_sampler(body.sampler, body.noise_schedule, entry)
+    return resolve_sampler(entry.defaults.sampler, _or(body.noise_schedule, entry.defaults.noise_schedule), entry)
+
+
+def _resolve_steps(body: Body, entry: ModelEntry, sampler: SamplerEntry) -> int:
+    """A default outside the sampler's limits (lcm takes few steps) is brought inside; a wish outside is refused."""
+    low, high = sampler.min_steps, sampler.max_steps
+    if body.num_inference_steps is None:
+        return min(max(entry.defaults.num_inference_steps, low), high)
+    if not low <= body.num_inference_steps <= high:
+        raise field_problem(
+            "steps_out_of_range",
+            "num_inference_steps",
+            f"{sampler.name} runs {low} to {high} steps, not {_number(body.num_inference_steps)}.",
+        )
+    return body.num_inference_steps
+
+
+def _resolve_size(body: Body, entry: ModelEntry, upload: Upload | None) -> tuple[int, int]:
+    for name, pixels in (("width", body.width), ("height", body.height)):
+        if pixels is None or (entry.min_size <= pixels <= entry.max_size and pixels % entry.size_multiple == 0):
+            continue
+        allowed = f"{entry.size_multiple} from {entry.min_size} to {entry.max_size}"
+        raise field_problem("size_invalid", name, f"{name} {_number(pixels)} is no multiple of {allowed}.")
+    size = _default_size(body, entry, upload)
+    if size[0] * size[1] > entry.max_pixels:
+        raise field_problem(
+            "size_invalid", "width", f"{size[0]} x {size[1]} is more than {entry.max_pixels} pixels together."
+        )
+    return size
+
+
+def _default_size(body: Body, entry: ModelEntry, upload: Upload | None) -> tuple[int, int]:
+    """What was asked for; what was not follows the upload's aspect, at the area of the model's own size."""
+    if upload is None or (body.width is not None and body.height is not None):
+        return _or(body.width, entry.defaults.width), _or(body.height, entry.defaults.height)
+    if body.width is not None:
+        return body.width, _fitting(upload.height * body.width / upload.width, entry)
+    if body.height is not None:
+        return _fitting(upload.width * body.height / upload.height, entry), body.height
+    scale = math.sqrt(entry.defaults.width * entry.defaults.height / (upload.width * upload.height))
+    sides = [_fitting(upload.width * scale, entry), _fitting(upload.height * scale, entry)]
+    while sides[0] * sides[1] > entry.max_pixels:  # rounding up, or an extreme aspect, went over
+        sides[sides.index(max(sides))] -= entry.size_multiple
+    return sides[0], sides[1]
+
+
+def _fitting(pixels: float, entry: ModelEntry) -> int:
+    """The nearest allowed length of a side."""
+    multiple = entry.size_multiple
+    low, high = math.ceil(entry.min_size / multiple) * multiple, entry.max_size // multiple * multiple
+    return min(max(round(pixels / multiple) * multiple, low), high)
+
+
+def _check_prompts(body: Body) -> None:
+    if not body.prompt.strip():
+        raise field_problem("prompt_empty", "prompt", "`prompt` has no word in it.")
+    for name, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt or "")):
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            raise field_problem("prompt_too_long", name, f"`{name}` has {len(text)} characters.")
+
+
+def _schema_problem(error: ValidationError) -> Problem:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = tuple(FieldError(pointer=_pointer(item["loc"]), detail=item["msg"]) for item in found[:20])
+    code = "field_unknown" if all(item["type"] == "extra_forbidden" for item in found) else "field_invalid"
+    names = ", ".join(sorted({entry.pointer.removeprefix("/") for entry in errors}))
+    return Problem(code, f"Look at {names}.", errors=errors)
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """JSON pointer (RFC 6901) of an error below the union's tag."""
+    parts = location[1:] if location and location[0] in TASKS else location
+    return "".join(f"/{str(part)[:100].replace('~', '~0').replace('/', '~1')}" for part in parts) or "/task"
+
+
+def _quoted(text: str) -> str:
+    return repr(text[:80])
+
+
+def _number(value: int) -> str:
+    return str(value) if abs(value) < 10**20 else "such a number"
+
+
+def _or(value: Given | None, default: Given) -> Given:
+    return default if value is None else value

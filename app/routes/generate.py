@@ -1,0 +1,123 @@
+"""POST /generate."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from starlette.responses import Response
+
+from app.accept import Accepted, accept
+from app.answers import document_answer, preferred_wait_s, problems
+from app.documents import job_document, job_path
+from app.errors import Problem
+from app.payload import Payload, read_payload
+from app.schemas import IMAGE_TO_IMAGE_EXAMPLE, TEXT_TO_IMAGE_EXAMPLE, JobDocument
+from app.services import Services, ServicesHere, TenantHere, note_job
+from app.streams import wait_for_end
+from workers.board import Idempotency
+from workers.contract import ENDED, JobView
+
+router = APIRouter(tags=["generate"])
+
+_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/GenerateBody"},
+            "examples": {
+                "text-to-image": {"summary": "A picture from a prompt", "value": TEXT_TO_IMAGE_EXAMPLE},
+                "image-to-image": {"summary": "A picture from a picture", "value": IMAGE_TO_IMAGE_EXAMPLE},
+            },
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "description": "The same fields as texts, and `image` as a file.",
+                "properties": {
+                    "task": {"type": "string", "examples": ["image-to-image"]},
+                    "prompt": {"type": "string"},
+                    "image": {"type": "string", "format": "binary"},
+                    "strength": {"type": "number"},
+                },
+                "additionalProperties": True,
+                "required": ["prompt"],
+            }
+        },
+    },
+}
+_PROBLEMS = problems(
+    *("json_invalid", "json_too_deep", "multipart_invalid", "body_incomplete", "idempotency_key_invalid"),
+    *("key_required", "key_unknown", "origin_refused", "body_timeout", "body_too_large", "content_type_unsupported"),
+    *("host_refused", "field_invalid", "field_unknown", "prompt_empty", "prompt_too_long", "size_invalid"),
+    *("steps_out_of_range", "num_images_out_of_range", "model_unknown", "task_unavailable", "sampler_unknown"),
+    *("noise_schedule_unknown", "image_not_base64", "image_format_unsupported", "image_broken", "image_too_large"),
+    *("image_animated", "image_mode_unsupported", "upload_unknown", "idempotency_conflict", "queue_full"),
+    *("redis_unavailable", "no_worker", "store_unavailable", "internal"),
+)
+
+
+@router.post(
+    "/generate",
+    status_code=202,
+    response_model=JobDocument,
+    responses={200: {"model": JobDocument, "description": "Ended within `Prefer: wait`"}, **_PROBLEMS},
+    openapi_extra={"requestBody": _BODY},
+    summary="Queue a job",
+)
+async def generate(
+    request: Request,
+    services: ServicesHere,
+    tenant: TenantHere,
+    prefer: Annotated[
+        list[str] | None,
+        Header(description="`wait=N`: answer when the job has ended, or after N seconds.", examples=["wait=30"]),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, Header(description="Repeats with the same key and body get the same job.")
+    ] = None,
+    traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> Response:
+    """Queues one job for one or more pictures and answers with its document; `Location` is where it is found."""
+    payload = read_payload(request.headers, await _read_body(request), max_files=services.settings.max_uploads)
+    idempotency = _idempotency(idempotency_key, payload)
+    trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
+    accepted = await accept(services, tenant, payload, idempotency, trace)
+    note_job(request, accepted.view.record.id)
+    return await _answer(services, accepted, preferred_wait_s(prefer or [], services.settings.max_wait_s))
+
+
+async def _read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body.extend(chunk)
+    return bytes(body)
+
+
+def _idempotency(key: str | None, payload: Payload) -> Idempotency | None:
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise Problem("idempotency_key_invalid")
+    return Idempotency(key=key, body_digest=payload.digest)
+
+
+async def _answer(services: Services, accepted: Accepted, wait_s: float | None) -> Response:
+    view = accepted.view
+    job_id = view.record.id
+    headers = {"Location": job_path(job_id)}
+    if not accepted.is_new:
+        headers["Idempotency-Replayed"] = "true"
+    if wait_s is None:
+        return document_answer(job_document(view), 202, headers)
+
+    async def read() -> JobView | None:
+        return await services.on_board(services.board.get, job_id)
+
+    view = await wait_for_end(services.hub, view, read, wait_s)
+    headers["Preference-Applied"] = f"wait={wait_s:g}"
+    return document_answer(job_document(view), 200 if view.status in ENDED else 202, headers)

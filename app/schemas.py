@@ -1,0 +1,260 @@
+"""What goes over the wire: the bodies of POST /generate and the documents that come back.
+
+Owns field names, their types and their words in the documentation. Checks only what can be checked without knowing a
+model; `app.resolve` does the rest.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+
+from models.request import MAX_SEED, ImageToImageRequest, TextToImageRequest
+from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings
+
+MAX_PROMPT_CHARACTERS = 10_000
+
+TEXT_TO_IMAGE_EXAMPLE: dict[str, Any] = {
+    "prompt": "a red apple on a white table",
+    "num_inference_steps": 20,
+    "guidance_scale": 7.5,
+    "seed": 42,
+}
+IMAGE_TO_IMAGE_EXAMPLE: dict[str, Any] = {
+    "task": "image-to-image",
+    "prompt": "a green apple on a white table",
+    "image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGM8ISfHgA0wYRUdtBIA0MoB"
+    "FD5jqJkAAAAASUVORK5CYII=",
+    "strength": 0.6,
+    "seed": 42,
+}
+
+
+class Wire(BaseModel):
+    """A frozen value on the wire: nothing is converted (no "20" for 20), nothing unknown is let in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _without_control_characters(text: str | None) -> str | None:
+    for character in text or "":
+        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
+            raise ValueError(f"has the control character U+{ord(character):04X}: send text")
+    return text
+
+
+class PictureBody(Wire):
+    """What every task takes. What is left out is filled in from the model and the document says with what."""
+
+    prompt: str = Field(description=f"What to draw: 1 to {MAX_PROMPT_CHARACTERS:,} characters.")
+    negative_prompt: str | None = Field(
+        None, description='What not to draw. null is no negative prompt, which some networks keep apart from "".'
+    )
+    width: int | None = Field(None, description="Pixels; a multiple of 8 within the model's limits.")
+    height: int | None = Field(None, description="Pixels; a multiple of 8 within the model's limits.")
+    num_inference_steps: int | None = Field(
+        None, description="Sampler steps. More cost more; beyond 20 to 50 most samplers gain little."
+    )
+    guidance_scale: float | None = Field(
+        None, ge=0, le=100, description="How strongly to follow the prompt. 1 or less switches guidance off."
+    )
+    sampler: str | None = Field(
+        None, max_length=200, description="A sampler or alias of GET /models, such as dpmpp_2m_karras."
+    )
+    noise_schedule: str | None = Field(
+        None, max_length=200, description="One of the sampler's noise schedules of GET /models."
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Start of all randomness: picture n is drawn with seed + n. Left out: drawn, and told.",
+    )
+    num_images: int = Field(1, description="Pictures to draw; each is the one its own seed draws alone.")
+    output_format: OutputFormat = Field("png", description="png is exact; webp and jpeg are smaller.")
+    previews: bool = Field(False, description="Send pictures of the way there on the job's event stream.")
+    model: str | None = Field(None, max_length=200, description="A name of GET /models.")
+    priority: Priority = Field("normal", description="Which of your own jobs are drawn first.")
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        return _without_control_characters(value)
+
+
+class TextToImageBody(PictureBody):
+    """Pictures from a prompt."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [TEXT_TO_IMAGE_EXAMPLE]})
+
+    task: Literal["text-to-image"] = "text-to-image"
+
+
+class ImageToImageBody(PictureBody):
+    """Pictures from a prompt and a picture to start from."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [IMAGE_TO_IMAGE_EXAMPLE]})
+
+    task: Literal["image-to-image"]
+    image: str = Field(
+        description="PNG, JPEG or WebP: base64, a data URL, `sha256:<digest>` of an upload of an earlier job, or the"
+        " multipart part of this name. It is EXIF-rotated, brought to sRGB, and laid on white where transparent."
+    )
+    strength: float | None = Field(
+        None, gt=0, le=1, description="How far from the picture: near 0 keeps it, 1 keeps nothing but its size."
+    )
+
+
+GenerateBody = Annotated[TextToImageBody | ImageToImageBody, Field(discriminator="task")]
+GENERATE_BODY: TypeAdapter[TextToImageBody | ImageToImageBody] = TypeAdapter(GenerateBody)
+DEFAULT_TASK = "text-to-image"
+
+
+# --- the job document ------------------------------------------------------------------------------------------------
+
+
+class Document(BaseModel):
+    """A frozen value that we send."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UnderstoodTextToImage(TextToImageRequest):
+    """The request with every default filled in; sending it again repeats the picture."""
+
+    output_format: OutputFormat
+    previews: bool
+    priority: Priority
+
+
+class UnderstoodImageToImage(ImageToImageRequest):
+    """The request with every default filled in and the upload as its digest; sending it again repeats the picture."""
+
+    output_format: OutputFormat
+    previews: bool
+    priority: Priority
+
+
+UnderstoodRequest = Annotated[UnderstoodTextToImage | UnderstoodImageToImage, Field(discriminator="task")]
+UNDERSTOOD: TypeAdapter[UnderstoodTextToImage | UnderstoodImageToImage] = TypeAdapter(UnderstoodRequest)
+
+
+class ProgressDocument(Document):
+    """UNet evaluations done and to do; a 20-step Heun request has 39."""
+
+    step: int
+    steps: int
+
+
+class ImageDocument(Document):
+    """One finished picture."""
+
+    url: str = Field(description="Path of the file on this server.")
+    seed: int = Field(description="This seed alone, with num_images 1, draws this picture.")
+    width: int
+    height: int
+    sha256: str = Field(description="Of the file's bytes; also its ETag.")
+
+
+class LinksDocument(Document):
+    """Where to go on from here."""
+
+    self: str
+    events: str
+
+
+class JobDocument(Document):
+    """A job as its owner sees it."""
+
+    id: str
+    task: str
+    status: Status
+    queue_position: int | None = Field(description="Jobs that start before this one; null once it started.")
+    progress: ProgressDocument | None
+    eta_s: float | None = Field(description="Seconds until it ends, from measured step costs; null when unknown.")
+    warnings: tuple[str, ...] = Field(
+        description="What was not done as asked, such as a prompt cut at the token limit."
+    )
+    images: tuple[ImageDocument, ...]
+    error: JobError | None = Field(description="Why it failed; docs/errors.md describes each code.")
+    timings: Timings = Field(description="Seconds per phase.")
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    request: UnderstoodRequest
+    links: LinksDocument
+
+
+class JobListDocument(Document):
+    """One page of a tenant's jobs, newest first."""
+
+    jobs: tuple[JobDocument, ...]
+    next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
+
+
+class ProgressEvent(Document):
+    """Data of a `progress` event."""
+
+    step: int
+    steps: int
+    eta_s: float | None
+    queue_position: int | None
+
+
+class PreviewEvent(Document):
+    """Data of a `preview` event: the clean picture as predicted now, as a WebP data URL."""
+
+    image: str
+
+
+# --- models and health -----------------------------------------------------------------------------------------------
+
+
+class AliasDocument(Document):
+    """What a sampler's other name means."""
+
+    sampler: str
+    noise_schedule: str
+
+
+class LimitsDocument(Document):
+    """What a request to this model may ask for."""
+
+    size_multiple: int
+    min_size: int = Field(description="Pixels a side.")
+    max_size: int = Field(description="Pixels a side.")
+    max_pixels: int = Field(description="Width times height.")
+    max_images: int
+    token_limit: int = Field(description="Tokens of a prompt that the network sees; the rest is cut with a warning.")
+    max_prompt_characters: int
+
+
+class ModelDocument(Document):
+    """A model and what it can do."""
+
+    name: str
+    tasks: tuple[str, ...]
+    loaded: bool = Field(description="A living worker holds it in memory, warmed up. Others load at their first job.")
+    defaults: ModelDefaults
+    limits: LimitsDocument
+    samplers: tuple[SamplerEntry, ...]
+    sampler_aliases: dict[str, AliasDocument]
+    prediction_type: str
+    device: str
+    dtype: str
+    digest: str = Field(description="SHA-256 over the weights: the same digest draws the same pictures.")
+
+
+class ModelListDocument(Document):
+    """All models of the catalogue by name."""
+
+    models: tuple[ModelDocument, ...]
+
+
+class HealthDocument(Document):
+    """The process answers."""
+
+    status: Literal["ok", "ready"]

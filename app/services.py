@@ -1,0 +1,115 @@
+"""What the routes share: the board, the store, the event hub, and how blocking calls are made.
+
+Owns the threads in which they run and the mapping of their failures. One object per application, made and ended by its
+lifespan.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+
+from app.errors import Problem
+from app.events import EventHub
+from app.metrics import HttpMetrics
+from app.security import KeyRing
+from app.settings import ApiSettings
+from workers.board import JobBoard
+from workers.contract import JobView, created_at_of
+from workers.store import Store
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything a route may use."""
+
+    settings: ApiSettings
+    keys: KeyRing
+    board: JobBoard
+    store: Store
+    hub: EventHub
+    metrics: HttpMetrics
+    log: Any
+    decoders: anyio.CapacityLimiter
+    """Uploads decoded at the same time."""
+    door: anyio.Lock = field(default_factory=anyio.Lock)
+    """Held from counting a tenant's queue to entering it, so that concurrent posts cannot overfill it."""
+
+    async def on_board(
+        self, call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """A blocking call of the board in a thread. A RedisError comes through; the application answers it with 503."""
+        return await anyio.to_thread.run_sync(functools.partial(call, *args, **kwargs))
+
+    async def on_store(
+        self, call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """A blocking call of the store in a thread. FileNotFoundError comes through; any other OSError is a Problem."""
+        try:
+            return await anyio.to_thread.run_sync(functools.partial(call, *args, **kwargs))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self.log.error("store", error=str(error))
+            raise Problem("store_unavailable") from error
+
+    async def owned_job(self, job_id: str, tenant: str) -> JobView:
+        """A job of this tenant. Raises Problem: `job_gone` when it was there, `job_unknown` otherwise."""
+        created_at = created_at_of(job_id) if job_id.isalnum() else None
+        if created_at is None:
+            raise Problem("job_unknown")
+        view = await self.on_board(self.board.get, job_id)
+        if view is not None:
+            if view.record.submission.tenant != tenant:
+                raise Problem("job_unknown")
+            return view
+        owner = await self.on_board(self.board.gone_tenant, job_id)
+        if owner == tenant or (owner is None and _age_s(created_at) > self.settings.retention_s):
+            raise Problem("job_gone")
+        raise Problem("job_unknown")
+
+
+def _age_s(created_at: float) -> float:
+    return time.time() - created_at
+
+
+async def get_services(request: Request) -> Services:
+    """What the lifespan made. A coroutine, as all dependencies here: it needs no thread, and threads may be waiting."""
+    services: Services = request.app.state.services
+    return services
+
+
+_BEARER = HTTPBearer(
+    auto_error=False, scheme_name="key", description="Your key, when the server has keys; none is needed otherwise."
+)
+
+
+async def get_tenant(
+    request: Request,
+    services: Annotated[Services, Depends(get_services)],
+    _documented: Annotated[Any, Depends(_BEARER)],
+) -> str:
+    """Whose request this is. Raises Problem without a key that the server knows."""
+    tenant = services.keys.tenant_of(request.headers.get("authorization"))
+    request.scope["state"]["tenant"] = tenant
+    return tenant
+
+
+def note_job(request: Request, job_id: str) -> None:
+    """Puts the job's id into the access log of this request."""
+    request.scope["state"]["job_id"] = job_id[:64]
+
+
+ServicesHere = Annotated[Services, Depends(get_services)]
+TenantHere = Annotated[str, Depends(get_tenant)]

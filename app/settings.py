@@ -1,0 +1,138 @@
+"""Settings of the API process, read from the environment once.
+
+Owns the names, the limits and how to choose them. Knows nothing of what the limits guard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from workers.contract import RETENTION_S
+
+MIB = 1024 * 1024
+
+Names = Annotated[tuple[str, ...], NoDecode]
+"""A comma-separated list in the environment."""
+
+
+class ApiSettings(BaseSettings):
+    """Everything the API can be told. Each is `DENOISED_<NAME>` in the environment; Redis is `REDIS_URL`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DENOISED_", frozen=True, extra="forbid", populate_by_name=True, env_ignore_empty=True
+    )
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. Loopback keeps the server to this machine; any other address (0.0.0.0 for"
+        " all) is refused until there are keys.",
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        validation_alias=AliasChoices("REDIS_URL", "redis_url"),
+        description="The Redis that API and workers share. All processes of one installation need the same one.",
+    )
+    data_dir: Path = Field(
+        Path("~/.local/share/denoised"),
+        description="Folder of everything that is kept: pictures, keys, the embedded server's data. Choose a disk with"
+        " room for a day of pictures.",
+    )
+    store_url: str = Field(
+        "",
+        description="Where pictures and uploads lie. Empty: `store` in the data directory. Workers on several machines"
+        " need a shared path or an fsspec URL such as s3://bucket/pictures, the same for API and workers.",
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="`tenant:key,tenant:key`: each key opens its tenant's own jobs. Choose long random keys"
+        " (`openssl rand -hex 24`). Prefer the keys file, which holds hashes only.",
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="File of `tenant sha256hex` lines (`printf %s KEY | sha256sum`). Unset: `keys` in the data"
+        " directory, if it is there. It is read when the server starts.",
+    )
+    allowed_hosts: Names = Field(
+        (),
+        description="Host names the server answers to, comma-separated, besides loopback. Empty: any with keys, only"
+        " loopback without. Name your public host here when browsers reach the server.",
+    )
+    allowed_origins: Names = Field(
+        (),
+        description="Web origins (https://studio.example.org), comma-separated, whose pages may call this server."
+        " Empty: only pages that the server itself delivered.",
+    )
+    max_body_bytes: int = Field(
+        32 * MIB,
+        gt=0,
+        description="Largest request body. Base64 makes a picture a third longer; memory use is this times the uploads"
+        " that arrive at the same moment.",
+    )
+    max_upload_pixels: int = Field(
+        4096 * 4096,
+        gt=0,
+        description="Most pixels of an uploaded picture, read from its header before anything is decoded. Each costs"
+        " about 8 bytes of memory while it is decoded.",
+    )
+    max_uploads: int = Field(
+        4, gt=0, description="Most file parts in one multipart body. No task needs more than a few."
+    )
+    upload_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds that a client may take to send its body. Raise it for large uploads over slow lines.",
+    )
+    decode_threads: int = Field(
+        2, gt=0, description="Uploads decoded at the same time. Keep it below the number of cores."
+    )
+    max_queued: int = Field(
+        64,
+        gt=0,
+        description="Queued jobs a tenant may have before it gets 429. Choose what your workers finish in the longest"
+        " wait that you find acceptable.",
+    )
+    retention_s: int = Field(
+        RETENTION_S,
+        gt=0,
+        description="Seconds that an ended job, its pictures and uploads are kept. The workers need the same value.",
+    )
+    max_wait_s: float = Field(
+        60.0,
+        ge=0,
+        description="Longest `Prefer: wait` that is honoured. Stay below the idle timeout of any proxy in front.",
+    )
+    max_event_streams: int = Field(
+        256,
+        gt=0,
+        description="Event streams open at the same time. Each is one connection and, while its job runs, a few small"
+        " Redis reads a second.",
+    )
+    default_model: str | None = Field(
+        None,
+        description="Model for requests that name none, if it serves their task. Unset: the first by name that does.",
+    )
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip().lower().rstrip("/") for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def data_path(self) -> Path:
+        return self.data_dir.expanduser()
+
+    @property
+    def store(self) -> str:
+        """Path or URL of the store."""
+        return self.store_url or str(self.data_path / "store")
+
+    @property
+    def keys_path(self) -> Path:
+        return self.keys_file or self.data_path / "keys"

@@ -1,0 +1,157 @@
+"""An uploaded picture -> an 8-bit sRGB RGB PNG and its digest.
+
+Owns what is accepted and the checks that come before anything is decoded. Knows nothing of jobs, tenants or tasks.
+Every function here works on bytes, holds no state and may run in any thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from app.errors import field_problem
+
+REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
+_DATA_URL = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+"""What Pillow raises, by format and by place, for bytes that are no sound picture."""
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_MODES = ("L", "LA", "RGB", "RGBA", "P", "PA")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture fit for the store: `png` holds `width` x `height` RGB pixels, `digest` is its SHA-256 in hex."""
+
+    png: bytes
+    digest: str
+    width: int
+    height: int
+
+    @property
+    def name(self) -> str:
+        """Of the file in a job's folder."""
+        return f"{self.digest}.png"
+
+    @property
+    def reference(self) -> str:
+        return f"sha256:{self.digest}"
+
+
+def decode_base64(text: str) -> bytes:
+    """Bytes of base64 or of a data URL; white space between is allowed. Raises Problem."""
+    prefix = _DATA_URL.match(text)
+    payload = text[prefix.end() :] if prefix else text
+    try:
+        data = base64.b64decode("".join(payload.split()).encode("ascii"), validate=True)
+    except (UnicodeEncodeError, binascii.Error) as error:
+        raise field_problem("image_not_base64", "image", "`image` cannot be decoded.") from error
+    if not data:
+        raise field_problem("image_not_base64", "image", "`image` is empty.")
+    return data
+
+
+def read_upload(data: bytes, max_pixels: int) -> Upload:
+    """Checks by header, then decodes: EXIF-rotated, ICC profile -> sRGB, transparency on white. Raises Problem."""
+    try:
+        picture = _open(data, max_pixels)
+        _check_header(picture, data, max_pixels)
+        picture.load()
+        rgb = _on_white(_to_srgb(ImageOps.exif_transpose(picture)))
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        raise field_problem("image_broken", "image", "The file cannot be decoded to its end.") from error
+    return _as_upload(rgb)
+
+
+def known_upload(png: bytes, digest: str) -> Upload:
+    """An Upload from bytes that an earlier `read_upload` made."""
+    width, height = struct.unpack(">II", png[16:24])
+    return Upload(png, digest, width, height)
+
+
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """The header alone. The classes are called directly: no other format's reader ever sees the bytes."""
+    stream = io.BytesIO(data)
+    if data.startswith(_PNG):
+        return PngImagePlugin.PngImageFile(stream)
+    if data.startswith(_JPEG):
+        return JpegImagePlugin.JpegImageFile(stream)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        _check_pixels(*_webp_size(data), max_pixels)  # its reader allocates the canvas at once
+        return WebPImagePlugin.WebPImageFile(stream)
+    raise field_problem("image_format_unsupported", "image", "The file starts like none of the formats read here.")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the first chunk (RFC 9649, section 2)."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack("<HH", data[26:30])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise field_problem(
+            "image_too_large", "image", f"It has {width} x {height} pixels; at most {max_pixels} are read."
+        )
+
+
+def _check_header(picture: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
+    _check_pixels(*picture.size, max_pixels)
+    if getattr(picture, "is_animated", False):
+        raise field_problem("image_animated", "image", f"It has {getattr(picture, 'n_frames', 'several')} frames.")
+    if picture.format == "PNG" and data[24] == 16:
+        raise field_problem("image_mode_unsupported", "image", "It has 16 bits a channel.")
+    if picture.mode not in _MODES:
+        raise field_problem("image_mode_unsupported", "image", f"{_MODE_NAMES.get(picture.mode, picture.mode)}.")
+
+
+_MODE_NAMES = {"1": "It has 1 bit a pixel", "CMYK": "It is CMYK", "I": "It has 32 bits a pixel"}
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """RGB, or RGBA where something is transparent, with an embedded profile applied. An unreadable one is ignored."""
+    has_alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+    profile = picture.info.get("icc_profile")
+    is_grey = picture.mode in ("L", "LA")
+    colour = picture.convert("RGBA" if has_alpha else "RGB")
+    if not profile:
+        return colour
+    alpha = colour.getchannel("A") if has_alpha else None
+    source = picture.convert("L") if is_grey else colour.convert("RGB")
+    try:
+        embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(source, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return colour
+    assert converted is not None, "profileToProfile without inPlace returns a picture. This is a bug."
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode != "RGBA":
+        return picture
+    ground = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(ground, picture).convert("RGB")
+
+
+def _as_upload(rgb: Image.Image) -> Upload:
+    rgb.info = {}  # no profile, no text of the sender goes into the file
+    stream = io.BytesIO()
+    rgb.save(stream, "PNG", compress_level=1)
+    png = stream.getvalue()
+    return Upload(png, hashlib.sha256(png).hexdigest(), *rgb.size)

@@ -69,6 +69,9 @@ class Gate:
         status = answer.status or 503
         route = getattr(scope.get("route"), "path", "unmatched")
         self.metrics.observe(route, scope["method"], status, seconds)
+        if scope["path"] in _PROBES:
+            return  # asked every second by whoever watches; the metrics count them
+        known = {name: scope["state"].get(name) for name in ("tenant", "job_id", "code")}
         self.log.info(
             "request",
             request_id=answer.request_id,
@@ -76,9 +79,7 @@ class Gate:
             path=scope["path"],
             status=status,
             seconds=round(seconds, 4),
-            tenant=scope["state"].get("tenant"),
-            job_id=scope["state"].get("job_id"),
-            code=scope["state"].get("code"),
+            **{name: value for name, value in known.items() if value is not None},
         )
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import structlog
@@ -45,7 +45,7 @@ _ROUTERS = (generate.router, jobs.router, models.router, health.router, referenc
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
     """The application for these settings, or for those of the environment. Raises KeysInvalid."""
     settings = settings or ApiSettings()
-    keys, http_metrics, log = load_keys(settings), HttpMetrics(), make_log()
+    keys, http_metrics, log = load_keys(settings), HttpMetrics(), make_log(settings.log_format)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,14 +78,15 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     return app
 
 
-def make_log() -> Any:
-    """A logger of one JSON object a line on stderr; owned by whoever calls, nothing global is configured."""
+def make_log(log_format: Literal["json", "console"]) -> Any:
+    """A logger of one line an event on stderr; owned by whoever calls, nothing global is configured."""
+    is_json = log_format == "json"
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer() if is_json else structlog.dev.ConsoleRenderer(),
         ],
     )
 

@@ -77,9 +77,8 @@ def check_bind(settings: ApiSettings) -> None:
     if is_loopback(settings.host) or not load_keys(settings).is_empty:
         return
     raise BindRefused(
-        f"Listening on {settings.host} would let anybody in: there are no keys. Write `tenant sha256hex` lines to"
-        f" {settings.keys_path} (the hash of a key: printf %s KEY | sha256sum), or set DENOISED_API_KEYS=tenant:key,"
-        " or listen on 127.0.0.1."
+        f"Listening on {settings.host} would let anybody in: there are no keys. Make one with `denoised keys new NAME`"
+        f" (its hash goes into {settings.keys_path}), or set DENOISED_API_KEYS=tenant:key, or listen on 127.0.0.1."
     )
 
 

@@ -6,7 +6,7 @@ Owns the names, the limits and how to choose them. Knows nothing of what the lim
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -115,6 +115,10 @@ class ApiSettings(BaseSettings):
     default_model: str | None = Field(
         None,
         description="Model for requests that name none, if it serves their task. Unset: the first by name that does.",
+    )
+
+    log_format: Literal["json", "console"] = Field(
+        "json", description="json for machines, console for people; `denoised serve` chooses console."
     )
 
     @field_validator("allowed_hosts", "allowed_origins", mode="before")

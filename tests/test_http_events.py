@@ -121,7 +121,7 @@ async def test_the_end_arrives_even_when_no_event_tells_of_it(redis_url, store, 
 @pytest.mark.asyncio
 async def test_a_mailbox_keeps_kinds_not_events(redis_url, redis_client) -> None:
     client = connect_async(redis_url, blocking=True)
-    hub = EventHub(client, make_log())
+    hub = EventHub(client, make_log("json"))
     reader = asyncio.create_task(hub.run())
     await asyncio.wait_for(hub.is_reading.wait(), 10)
     with hub.listen("job-1") as mailbox, hub.listen("job-2") as other:
@@ -147,7 +147,7 @@ async def test_a_mailbox_keeps_kinds_not_events(redis_url, redis_client) -> None
 async def test_the_hub_goes_on_where_it_was_when_redis_comes_back(tmp_path: Path) -> None:
     server = ensure_server(tmp_path)
     client = connect_async(server.url, blocking=True)
-    hub = EventHub(client, make_log())
+    hub = EventHub(client, make_log("json"))
     reader = asyncio.create_task(hub.run())
     try:
         await asyncio.wait_for(hub.is_reading.wait(), 10)

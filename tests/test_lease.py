@@ -463,3 +463,29 @@ def test_the_keys_of_a_script_are_those_of_the_record(bench: Bench) -> None:
     assert keys.intermediate == queue.intermediate_queue_key
     assert keys.lease == queue.started_job_registry.key
     assert keys.canceled == queue.canceled_job_registry.key
+
+
+# --- other versions ---------------------------------------------------------------------------------------------------
+
+
+def test_a_record_of_another_version_ends_as_failed_and_harms_nobody(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.client.hset(key("job", job_id), "submission", '{"tenant": "ann", "unknown": 1}')
+    assert bench.board.get(job_id) is None
+    assert bench.board.list_jobs("ann", limit=10) == ([], None)
+    bench.client.lpop("rq:queue:fake.normal.ann")
+    bench.keep_up()
+    outcome = bench.record_field(job_id, "outcome")
+    assert outcome is not None
+    assert Outcome.model_validate_json(outcome).status == "failed"
+    assert bench.client.hlen(key("costs", "fake")) == 0
+    assert bench.board.gone_tenant(job_id) == "ann"
+
+
+def test_words_and_models_of_another_version_are_left_out(bench: Bench) -> None:
+    bench.client.hset(key("workers"), "new", '{"name": "new", "mood": "fine"}')
+    bench.client.hset(key("catalogue"), "new", '{"name": "new"}')
+    assert bench.board.beats() == []
+    assert bench.board.catalogue() == {}
+    bench.keep_up()
+    assert bench.client.hlen(key("workers")) == 0

@@ -75,7 +75,7 @@ def test_a_frozen_worker_is_fenced_and_drops_its_jobs_when_it_wakes(fleet: Fleet
 
 
 def test_a_worker_that_wakes_after_its_jobs_were_taken_cannot_end_them(fleet: Fleet) -> None:
-    """The frozen one is at the last step, so that it wants to commit at once; the other has only begun."""
+    """The frozen one is far ahead and would be done first if it were let (the commit alone: tests/test_lease.py)."""
     first = fleet.start(**SLOW)
     (job_id,) = fleet.submit(make_submission(steps=100))
     fleet.wait_running([job_id], step=60)
@@ -319,6 +319,15 @@ def test_a_model_that_is_not_there_fails_its_jobs_and_no_others(fleet: Fleet) ->
     assert error.code == "checkpoint_missing"
     fleet.assert_each_succeeded_once([good])
     assert list(fleet.board.catalogue()) == ["fake"]
+
+
+def test_a_job_of_another_version_fails_and_the_worker_goes_on(fleet: Fleet) -> None:
+    strange, good = fleet.submit(make_submission(), make_submission())
+    fleet.client.hset(key("job", strange), "submission", "{}")
+    fleet.start()
+    fleet.wait_ended([good])
+    fleet.assert_each_succeeded_once([good])
+    fleet.wait_for(lambda: fleet.count_ends()[strange] == 1)
 
 
 def test_a_suspended_worker_takes_nothing_until_it_is_resumed(fleet: Fleet) -> None:

@@ -6,6 +6,7 @@ it again after any other than 0.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -38,6 +39,9 @@ def main() -> int:
 
 def _assemble(settings: WorkerSettings) -> Parts:
     """The parts around the real engine; torch is imported here. Waits until Redis is there."""
+    # Threads that spin while they wait for each other cost tenfold as soon as anything else wants a core, and here the
+    # API and Redis do (docs/performance.md). Read once, when torch loads its thread pool.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from models.device import choose_placement
     from models.engine import Engine, EngineSettings, step_table_of
     from models.shelf import Shelf

@@ -7,11 +7,13 @@ one transaction.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import redis
+from pydantic import ValidationError
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 from rq import Queue
@@ -39,17 +41,19 @@ from workers.contract import (
     predict_cost,
     queue_name,
 )
-from workers.forecast import Line, live_beats, oldest_wait_s, read_line, retry_after_s
+from workers.forecast import Forecast, oldest_wait_s
 from workers.jobkeys import (
     JOB_FUNCTION,
     SERIALIZER,
     idempotency_key,
     job_keys,
+    keys_of,
     new_record,
     queue_key,
     record_fields,
     text,
 )
+from workers.turns import Lookout
 from workers.views import older_ids, read_views
 
 _RETRIES = 1000
@@ -92,6 +96,7 @@ class JobBoard:
         self.retention_s = retention_s
         self._job_timeout_s = job_timeout_s
         self._end = redis.register_script(scripts.END)
+        self._forecast = Forecast(redis)
 
     # --- submit -------------------------------------------------------------------------------------------------------
 
@@ -192,11 +197,10 @@ class JobBoard:
         A job that was ended with RQ's own tools (deleted, canceled, stopped, failed) gets its outcome here.
         """
         view = self._view(job_id)
-        if view and view.record.outcome is None and self._reconcile(view.record):
+        # Running means that RQ says so, too; anything else that has no outcome may have been ended behind our back.
+        if view and view.status == "queued" and self._reconcile(view.record):
             view = self._view(job_id)
-        if view is None or view.status != "queued":
-            return view
-        return self._placed(view, {})
+        return self._forecast.add_places([view])[0] if view else None
 
     def gone_tenant(self, job_id: str) -> str | None:
         """Tenant of an erased or expired job whose id is still known."""
@@ -214,7 +218,6 @@ class JobBoard:
         """
         index = key("jobs", tenant)
         found: list[JobView] = []
-        lines: dict[str, Line] = {}
         while len(found) <= limit:
             ids = older_ids(self._redis, index, cursor, limit + 1)
             for job_id, view in zip(ids, read_views(self._redis, ids), strict=True):
@@ -225,7 +228,7 @@ class JobBoard:
             if len(ids) <= limit:
                 break
             cursor = ids[-1]
-        page = [self._placed(view, lines) if view.status == "queued" else view for view in found[:limit]]
+        page = self._forecast.add_places(found[:limit])
         return page, page[-1].record.id if len(found) > limit else None
 
     def preview(self, job_id: str) -> bytes | None:
@@ -288,6 +291,17 @@ class JobBoard:
         view = self._view(job_id)
         return view is not None and (view.record.outcome is not None or self._reconcile(view.record))
 
+    def bury(self, job_id: str, model: str, queue: str) -> bool:
+        """End as failed a job whose record another version wrote. False when there is no record at all."""
+        tenant = self._redis.hget(key("job", job_id), "tenant")
+        if tenant is None:
+            return False
+        error = JobError(code="internal", detail="The job was queued by another version of this server; send it again.")
+        outcome = Outcome(status="failed", error=error, ended_at=time.time())
+        keys = keys_of(job_id, model, text(tenant), queue)
+        self._end(keys=list(keys), args=[job_id, outcome.model_dump_json(), self.retention_s, "canceled"])
+        return True
+
     def _reconcile(self, record: JobRecord) -> bool:
         raw = self._redis.hget(Job.key_for(record.id), "status")
         rq_status = text(raw) if raw else None
@@ -317,13 +331,19 @@ class JobBoard:
     # --- queues and workers -------------------------------------------------------------------------------------------
 
     def catalogue(self) -> dict[str, ModelEntry]:
-        """Every model that a worker has published, by name; its worker may be gone."""
-        entries = self._redis.hgetall(key("catalogue"))
-        return {text(name): ModelEntry.model_validate_json(raw) for name, raw in sorted(entries.items())}
+        """Every model that a worker has published, by name; its worker may be gone.
+
+        What another version published is left out: it cannot be validated against.
+        """
+        found: dict[str, ModelEntry] = {}
+        for name, raw in sorted(self._redis.hgetall(key("catalogue")).items()):
+            with contextlib.suppress(ValidationError):
+                found[text(name)] = ModelEntry.model_validate_json(raw)
+        return found
 
     def beats(self) -> list[WorkerBeat]:
         """The newest word of each live worker, by name."""
-        return live_beats(self._redis.hgetall(key("workers")))
+        return self._forecast.beats()
 
     def queued_count(self, tenant: str) -> int:
         """Jobs of a tenant that wait, over all models and priorities."""
@@ -340,28 +360,19 @@ class JobBoard:
         models, so the first to start in any of them counts; `model` is looked at even when it is not in the catalogue.
         """
         queues = self._tenant_queues(tenant, model)
-        names = [name for of_model in queues.values() for name in of_model]
-        return retry_after_s((read_line(self._redis, name) for name in queues), names)
+        return self._forecast.retry_after_s({name: of for of, names in queues.items() for name in names})
 
     def queue_depths(self) -> dict[tuple[str, Priority], QueueDepth]:
         """(model, priority) -> queued jobs and the longest wait, of every model in the catalogue."""
+        models = self._models()
+        _, waiting = Lookout(self._redis, models).look()
         depths: dict[tuple[str, Priority], QueueDepth] = {}
-        for model in self._models():
-            line = read_line(self._redis, model)
+        for model in models:
             for rank, priority in enumerate(PRIORITIES):
-                ids = [job.id for job in line.jobs if job.priority == rank]
-                depths[model, priority] = QueueDepth(len(ids), oldest_wait_s(ids))
+                queues = [queue for queue in waiting if queue.model == model and queue.priority == rank]
+                wait_s = oldest_wait_s(queue.first for queue in queues)
+                depths[model, priority] = QueueDepth(sum(queue.length for queue in queues), wait_s)
         return depths
-
-    def _placed(self, view: JobView, lines: dict[str, Line]) -> JobView:
-        """A queued job's view with its place and ETA; `lines` keeps what was read for the jobs before."""
-        model = view.record.submission.request.model
-        if model not in lines:
-            lines[model] = read_line(self._redis, model)
-        place = lines[model].place_of(view.record.id)
-        if place is None:  # on its way to a worker
-            return view
-        return view.model_copy(update={"queue_position": place, "eta_s": lines[model].eta_s(place)})
 
     def _models(self) -> list[str]:
         return sorted(text(raw) for raw in self._redis.hkeys(key("catalogue")))

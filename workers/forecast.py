@@ -1,42 +1,36 @@
 """Who starts when: places in the queue, ETAs and Retry-After, from measured speeds.
 
-Owns the order in which queued jobs are expected to start and the arithmetic of waiting. Reads queues, costs and
-heartbeats; changes nothing. The same order is what `workers.turns` works towards.
+Owns the arithmetic of waiting. The order it foresees (the script PLACE) is the one that `workers.turns` works towards.
+Reads queues, costs and heartbeats; changes nothing.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import redis
+from pydantic import ValidationError
+from rq import Queue
 
-from workers.contract import BEAT_TTL_S, PRIORITIES, ModelLoad, Priority, WorkerBeat, created_at_of, key
+from workers import scripts
+from workers.contract import BEAT_TTL_S, JobRecord, JobView, WorkerBeat, created_at_of, key
 from workers.jobkeys import queue_key, text
 
 UNKNOWN_RETRY_S = 10
 """Retry-After while no worker has measured its speed yet."""
 LONGEST_RETRY_S = 3600
-_UNKNOWN_COST = 1.0
 
 
 @dataclass(frozen=True)
-class QueuedJob:
-    """A waiting job. `turn`: how many of its own tenant's jobs are before it."""
+class Place:
+    """What should start before a queued job: how many jobs, and their cost."""
 
-    id: str
-    queue: str
-    priority: int
-    turn: int
+    jobs: int
     cost: float
-
-    @property
-    def order(self) -> tuple[int, int, str]:
-        """Higher priority first; then tenants in turns; within one round of turns the oldest first."""
-        return self.priority, self.turn, self.id
 
 
 @dataclass(frozen=True)
@@ -47,49 +41,77 @@ class Speed:
     cost_in_flight: float = 0.0
     slots: int = 0
 
-
-@dataclass(frozen=True)
-class Line:
-    """All queued jobs of one model, in the order in which they are expected to start."""
-
-    jobs: tuple[QueuedJob, ...]
-    speed: Speed
-
-    def place_of(self, job_id: str) -> int | None:
-        """Jobs before this one; None when it is not queued."""
-        return next((place for place, job in enumerate(self.jobs) if job.id == job_id), None)
-
-    def eta_s(self, place: int) -> float | None:
-        """Seconds until the job at `place` has ended; None while no speed was measured."""
-        if self.speed.cost_per_s <= 0:
+    def end_s(self, place: Place, cost: float) -> float | None:
+        """Seconds until a job at this place, of this cost, has ended; None while no speed was measured."""
+        if self.cost_per_s <= 0:
             return None
-        ahead = self.speed.cost_in_flight + sum(job.cost for job in self.jobs[: place + 1])
-        return ahead / self.speed.cost_per_s
+        return (self.cost_in_flight + place.cost + cost) / self.cost_per_s
 
-    def start_s(self, place: int) -> float | None:
-        """Seconds until the job at `place` starts, which frees its place in the queue; None while unknown."""
-        if self.speed.cost_per_s <= 0:
+    def start_s(self, place: Place) -> float | None:
+        """Seconds until the job at this place starts, which frees its place; None while no speed was measured."""
+        if self.cost_per_s <= 0:
             return None
-        in_flight = self.speed.cost_in_flight
-        if self.speed.slots > 2:
-            # Slots are at all stages of their work: the first of n ends after about 2/n of the mean.
-            in_flight *= 2 / self.speed.slots
-        return (in_flight + sum(job.cost for job in self.jobs[:place])) / self.speed.cost_per_s
+        # Slots are at all stages of their work: the first of n ends after about 2/n of the mean.
+        share = 2 / self.slots if self.slots > 2 else 1.0
+        return (self.cost_in_flight * share + place.cost) / self.cost_per_s
 
 
-def order_jobs(queues: Mapping[str, Iterable[str]], costs: Mapping[str, float]) -> tuple[QueuedJob, ...]:
-    """Jobs of all queues of one model (queue name -> ids, first one first) in the order in which they should start."""
-    jobs = [
-        QueuedJob(job_id, name, _rank_of(name), turn, costs.get(job_id, _UNKNOWN_COST))
-        for name, ids in queues.items()
-        for turn, job_id in enumerate(ids)
-    ]
-    return tuple(sorted(jobs, key=lambda job: job.order))
+class Forecast:
+    """The expected future of one Redis."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._place = client.register_script(scripts.PLACE)
+
+    def add_places(self, views: Sequence[JobView]) -> list[JobView]:
+        """The same views, the queued ones with their place and ETA. Two round trips, whatever their number."""
+        queued = [view.record for view in views if view.status == "queued"]
+        if not queued:
+            return list(views)
+        places = dict(zip((record.id for record in queued), self._places(queued), strict=True))
+        beats = self.beats()
+        return [_placed(view, places.get(view.record.id), beats) for view in views]
+
+    def retry_after_s(self, queues: Mapping[str, str]) -> int:
+        """Whole seconds until the first job in one of these queues (name -> model) starts and so makes room."""
+        names = list(queues)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.lindex(queue_key(name), 0)
+            heads = pipe.execute()
+        waiting = [(text(head), queues[name], name) for name, head in zip(names, heads, strict=True) if head]
+        beats = self.beats()
+        waits = [
+            wait
+            for (_, model, _), place in zip(waiting, self._look_up(waiting), strict=True)
+            if place and (wait := add_speeds(beats, model).start_s(place)) is not None
+        ]
+        if not waits:
+            return UNKNOWN_RETRY_S
+        return min(LONGEST_RETRY_S, max(1, math.ceil(min(waits))))
+
+    def beats(self) -> list[WorkerBeat]:
+        """The newest word of each live worker, by name."""
+        oldest = time.time() - BEAT_TTL_S
+        beats = map(read_beat, self._redis.hgetall(key("workers")).values())
+        return sorted((beat for beat in beats if beat and beat.beat_at >= oldest), key=lambda beat: beat.name)
+
+    def _places(self, records: Iterable[JobRecord]) -> list[Place | None]:
+        return self._look_up([(record.id, record.submission.request.model, record.queue) for record in records])
+
+    def _look_up(self, jobs: Sequence[tuple[str, str, str]]) -> list[Place | None]:
+        """Places of (job id, model, queue name); None for a job that is on its way to a worker."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, model, queue in jobs:
+                keys = [key("queues", model), key("costs", model)]
+                self._place(keys=keys, args=[Queue.redis_queue_namespace_prefix, job_id, queue], client=pipe)
+            answers = pipe.execute()
+        return [Place(answer[0], float(answer[1])) if answer else None for answer in answers]
 
 
 def add_speeds(beats: Iterable[WorkerBeat], model: str) -> Speed:
     """The speeds of all live workers that have the model, together."""
-    loads: list[ModelLoad] = [beat.models[model] for beat in beats if model in beat.models]
+    loads = [beat.models[model] for beat in beats if model in beat.models]
     return Speed(
         cost_per_s=sum(load.cost_per_s or 0.0 for load in loads),
         cost_in_flight=sum(load.cost_in_flight for load in loads),
@@ -97,39 +119,12 @@ def add_speeds(beats: Iterable[WorkerBeat], model: str) -> Speed:
     )
 
 
-def read_line(client: redis.Redis, model: str) -> Line:
-    """The line of one model as it is now: two round trips, as long as the queues are."""
-    names = sorted(text(raw) for raw in client.smembers(key("queues", model)))
-    with client.pipeline() as pipe:
-        for name in names:
-            pipe.lrange(queue_key(name), 0, -1)
-        pipe.hgetall(key("costs", model))
-        pipe.hgetall(key("workers"))
-        *lists, costs, workers = pipe.execute()
-    queues = {name: [text(raw) for raw in ids] for name, ids in zip(names, lists, strict=True)}
-    known = {text(job_id): float(cost) for job_id, cost in costs.items()}
-    return Line(order_jobs(queues, known), add_speeds(live_beats(workers), model))
-
-
-def live_beats(workers: Mapping[Any, Any]) -> list[WorkerBeat]:
-    """Beats of the `workers` hash that are not too old, by name."""
-    beats = [WorkerBeat.model_validate_json(raw) for raw in workers.values()]
-    oldest = time.time() - BEAT_TTL_S
-    return sorted((beat for beat in beats if beat.beat_at >= oldest), key=lambda beat: beat.name)
-
-
-def retry_after_s(lines: Iterable[Line], queue_names: Iterable[str]) -> int:
-    """Whole seconds until one of the jobs in `queue_names` starts and so makes room for another one."""
-    wanted = set(queue_names)
-    waits = []
-    for line in lines:
-        place = next((place for place, job in enumerate(line.jobs) if job.queue in wanted), None)
-        wait = None if place is None else line.start_s(place)
-        if wait is not None:
-            waits.append(wait)
-    if not waits:
-        return UNKNOWN_RETRY_S
-    return min(LONGEST_RETRY_S, max(1, math.ceil(min(waits))))
+def read_beat(raw: Any) -> WorkerBeat | None:
+    """A beat as Redis returns it; None when another version wrote it."""
+    try:
+        return WorkerBeat.model_validate_json(raw)
+    except ValidationError:
+        return None
 
 
 def oldest_wait_s(job_ids: Iterable[str]) -> float:
@@ -138,6 +133,8 @@ def oldest_wait_s(job_ids: Iterable[str]) -> float:
     return max(0.0, time.time() - min(made)) if made else 0.0
 
 
-def _rank_of(queue: str) -> int:
-    priority: Priority = queue.split(".")[1]  # type: ignore[assignment]
-    return PRIORITIES.index(priority)
+def _placed(view: JobView, place: Place | None, beats: Sequence[WorkerBeat]) -> JobView:
+    if place is None:
+        return view
+    speed = add_speeds(beats, view.record.submission.request.model)
+    return view.model_copy(update={"queue_position": place.jobs, "eta_s": speed.end_s(place, view.record.cost)})

@@ -65,7 +65,13 @@ class Hands:
         """A job was claimed."""
         self._flights[flight.id] = flight
         self._parts.heart.hold(flight.hold)
-        log.info("claimed", job=flight.id, execution=flight.execution.id, deaths=flight.record.deaths)
+        log.info(
+            "claimed",
+            job=flight.id,
+            execution=flight.execution.id,
+            deaths=flight.record.deaths,
+            traceparent=flight.record.submission.traceparent,
+        )
         if flight.job.timeout and flight.job.timeout > 0:
             flight.deadline = time.monotonic() + flight.job.timeout
         if flight.record.deaths >= MOST_DEATHS:

@@ -62,7 +62,8 @@ class Heart:
         """No beat after this; takes the worker's word back."""
         self._is_stopping = True
         self._wake.set()
-        self._thread.join(timeout=10)
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
         if self._word:
             self._redis.hdel(key("workers"), self._word.name)
 

@@ -13,13 +13,18 @@ from typing import Any
 import structlog
 
 from models.errors import GenerationError, InternalError
+from workers.board import JobBoard
 from workers.flight import Flight, open_flight
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
 from workers.rq_side import RqSide
+from workers.settings import WorkerSettings
 from workers.turns import Lookout, Turns, Waiting
 
 log = structlog.get_logger(__name__)
+
+
+Fault = Callable[[str], None]
 
 
 def no_fault(place: str) -> None:
@@ -30,12 +35,13 @@ class Intake:
     """Takes jobs for one loop. `fault` is called with the name of each place between two commands."""
 
     def __init__(
-        self, rq: RqSide, leases: Leases, lookout: Lookout, turns: Turns, fault: Callable[[str], None] = no_fault
+        self, rq: RqSide, leases: Leases, board: JobBoard, settings: WorkerSettings, fault: Fault = no_fault
     ) -> None:
         self._rq = rq
+        self._board = board
         self._leases = leases
-        self._lookout = lookout
-        self._turns = turns
+        self._lookout = Lookout(rq.connection, tuple(settings.models))
+        self._turns = Turns(settings.patience_s)
         self.fault = fault
         self._halfway: Flight | None = None
         """Popped, and the answer to its claim is not known yet."""
@@ -86,6 +92,7 @@ class Intake:
         job, source = popped
         record = self._leases.read(job.id)
         if record is None:
+            self._board.bury(job.id, queue.model, queue.queue)
             source.intermediate_queue.remove(job.id)
             return []
         if error is None and not engine.has_room(record.submission.request, checkpoint):

@@ -10,12 +10,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import structlog
+from pydantic import ValidationError
 from rq import Queue
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.registry import CanceledJobRegistry, StartedJobRegistry
 
 from workers.contract import JobRecord, Outcome, Progress, Submission, key, queue_name
+
+log = structlog.get_logger(__name__)
 
 SERIALIZER = "json"
 """RQ's name for it. Nothing from Redis is ever unpickled."""
@@ -45,23 +49,27 @@ class JobKeys(NamedTuple):
 
 def job_keys(record: JobRecord) -> JobKeys:
     """The keys of a job; its model, tenant and priority say where."""
-    submission = record.submission
+    return keys_of(record.id, record.submission.request.model, record.submission.tenant, record.queue)
+
+
+def keys_of(job_id: str, model: str, tenant: str, queue: str) -> JobKeys:
+    """The keys of a job whose record may be unreadable. `queue`: the name of its RQ queue."""
     return JobKeys(
-        rq_job=Job.key_for(record.id),
-        record=key("job", record.id),
-        queue=queue_key(record.queue),
-        intermediate=intermediate_key(record.queue),
-        lease=lease_key(record.queue),
-        canceled=CanceledJobRegistry.key_template.format(record.queue),
-        progress=key("progress", record.id),
-        preview=key("preview", record.id),
-        costs=key("costs", submission.request.model),
-        tenant_index=key("jobs", submission.tenant),
-        gone=key("gone", record.id),
+        rq_job=Job.key_for(job_id),
+        record=key("job", job_id),
+        queue=queue_key(queue),
+        intermediate=intermediate_key(queue),
+        lease=lease_key(queue),
+        canceled=CanceledJobRegistry.key_template.format(queue),
+        progress=key("progress", job_id),
+        preview=key("preview", job_id),
+        costs=key("costs", model),
+        tenant_index=key("jobs", tenant),
+        gone=key("gone", job_id),
         events=key("events"),
-        queues=key("queues", submission.request.model),
-        doorbell=key("doorbell", submission.request.model),
-        suspects=key("suspects", submission.request.model),
+        queues=key("queues", model),
+        doorbell=key("doorbell", model),
+        suspects=key("suspects", model),
     )
 
 
@@ -115,9 +123,17 @@ def record_fields(record: JobRecord) -> dict[Any, Any]:
 
 
 def read_record(fields: Mapping[Any, Any]) -> JobRecord | None:
-    """The record in a hash as Redis returns it; None for an empty one."""
+    """The record in a hash as Redis returns it; None for an empty one, and for one that another version wrote."""
     if b"submission" not in fields:
         return None
+    try:
+        return _parse_record(fields)
+    except (ValidationError, ValueError) as error:
+        log.error("a record cannot be read", job=text(fields.get(b"id", b"")), error=str(error))
+        return None
+
+
+def _parse_record(fields: Mapping[Any, Any]) -> JobRecord:
     given = {text(name): text(value) for name, value in fields.items()}
     values: dict[str, Any] = {name: value for name, value in given.items() if name != "tenant"}
     values["submission"] = Submission.model_validate_json(given["submission"])

@@ -20,9 +20,11 @@ def configure_logs(log_format: Literal["json", "console"]) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    final: structlog.typing.Processor = structlog.dev.ConsoleRenderer()
+    final: structlog.typing.Processor = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     if log_format == "json":
-        shared.append(structlog.processors.dict_tracebacks)
+        # Without local variables: those hold prompts, and addresses with passwords.
+        traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared.append(structlog.processors.ExceptionRenderer(traceback))
         final = structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -6,7 +6,6 @@ Owns the wiring and nothing else.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import redis
@@ -15,14 +14,13 @@ from workers.board import JobBoard
 from workers.connection import connect
 from workers.errands import Errands, Rehearsal
 from workers.heart import Heart
-from workers.intake import Intake, no_fault
+from workers.intake import Fault, Intake, no_fault
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
 from workers.reporting import Reporting
 from workers.rq_side import RqSide
 from workers.settings import WorkerSettings
 from workers.store import open_store
-from workers.turns import Lookout, Turns
 from workers.upkeep import Upkeep
 
 
@@ -52,7 +50,7 @@ def assemble(
     engine: Engine,
     shelf: Shelf,
     rehearse: Rehearsal,
-    fault: Callable[[str], None] = no_fault,
+    fault: Fault = no_fault,
 ) -> Parts:
     """Connects to Redis and the store; `fault` is told each place between two commands (tests end the process there).
 
@@ -75,7 +73,7 @@ def assemble(
         rq=rq,
         heart=Heart(client, leases, rq, settings.beat_s, settings.stall_s),
         errands=errands,
-        intake=Intake(rq, leases, Lookout(client, shelf.names()), Turns(settings.patience_s), fault),
+        intake=Intake(rq, leases, board, settings, fault),
         reporting=Reporting(client, leases, errands, rq.name),
         upkeep=Upkeep(client, board, settings, rq.tell),
         wake=wake,

@@ -298,3 +298,37 @@ for i = 2, #KEYS do
 end
 return found
 """
+
+PLACE = """
+-- KEYS: queues set, costs. ARGV: prefix of RQ's queue keys, job, name of its queue.
+-- Returns the jobs that should start before this one, and their cost; nothing when it is not queued. All of a higher
+-- priority are before it; of each other tenant those that are not further back in their queue than this one in its own,
+-- and of two equally far back the older one.
+local prefix, job, own = ARGV[1], ARGV[2], ARGV[3]
+local at = redis.call('LPOS', prefix .. own, job)
+if not at then return {} end
+local ranks = {high = 0, normal = 1, low = 2}
+local function rank(name) return ranks[string.match(name, '^[^.]*%.([^.]*)%.')] end
+local jobs, cost = 0, 0
+local function count(name, number)
+  if number == 0 then return end
+  local ids = redis.call('LRANGE', prefix .. name, 0, number - 1)
+  jobs = jobs + #ids
+  for start = 1, #ids, 1000 do
+    for _, one in ipairs(redis.call('HMGET', KEYS[2], unpack(ids, start, math.min(#ids, start + 999)))) do
+      cost = cost + (tonumber(one) or 0)
+    end
+  end
+end
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  if name == own then
+    count(name, at)
+  elseif rank(name) < rank(own) then
+    count(name, redis.call('LLEN', prefix .. name))
+  elseif rank(name) == rank(own) then
+    local rival = redis.call('LINDEX', prefix .. name, at)
+    count(name, (rival and rival < job) and at + 1 or at)
+  end
+end
+return {jobs, tostring(cost)}
+"""

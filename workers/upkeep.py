@@ -20,7 +20,8 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 
 from workers import scripts
 from workers.board import JobBoard
-from workers.contract import JobRecord, WorkerBeat, key, slug
+from workers.contract import JobRecord, key, slug
+from workers.forecast import read_beat
 from workers.jobkeys import intermediate_key, job_keys, lease_key, queue_key, read_record, text
 from workers.settings import WorkerSettings
 
@@ -82,7 +83,7 @@ class Upkeep:
         """Look at each job that is in no queue; returns how many were queued again."""
         records = self._read(job_ids)
         for job_id in set(job_ids) - {record.id for record in records}:
-            self._redis.hdel(key("costs", model), job_id)
+            self._lay_to_rest(model, job_id)
         with self._redis.pipeline(transaction=False) as pipe:
             for record in records:
                 args: list[str | float] = [record.id, record.queue, self._age_s]
@@ -94,6 +95,12 @@ class Upkeep:
             elif verdict == "foreign":
                 self._board.reconcile(record.id)
         return verdicts.count("recovered")
+
+    def _lay_to_rest(self, model: str, job_id: str) -> None:
+        """A job on the list of unfinished ones without a readable record: erased, or of another version."""
+        queue = self._redis.hget(key("job", job_id), "queue")
+        if queue is None or not self._board.bury(job_id, model, text(queue)):
+            self._redis.hdel(key("costs", model), job_id)
 
     def _read(self, job_ids: Sequence[str]) -> list[JobRecord]:
         with self._redis.pipeline(transaction=False) as pipe:
@@ -155,5 +162,6 @@ class Upkeep:
     def _forget_silent_workers(self) -> None:
         oldest = time.time() - FORGET_BEAT_S
         for name, raw in self._redis.hgetall(key("workers")).items():
-            if WorkerBeat.model_validate_json(raw).beat_at < oldest:
+            beat = read_beat(raw)
+            if beat is None or beat.beat_at < oldest:
                 self._redis.hdel(key("workers"), name)

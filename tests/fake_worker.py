@@ -11,8 +11,8 @@ import signal
 import sys
 
 from tests.fakes import FakeEngine, FakeShelf, no_rehearsal
+from workers.assembly import assemble
 from workers.logs import configure_logs
-from workers.parts import assemble
 from workers.settings import WorkerSettings
 from workers.worker import Worker
 

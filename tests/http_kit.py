@@ -36,7 +36,7 @@ from workers.contract import (
     WorkerBeat,
     key,
 )
-from workers.flight import Hold
+from workers.held_job import Lease
 from workers.jobkeys import job_keys
 from workers.lease import Leases
 from workers.store import LocalStore
@@ -113,7 +113,7 @@ class FakeWorker:
         self.store = store
         self.board = JobBoard(client)
         self.leases = Leases(client, lease_s=60.0, retention_s=3600)
-        self.holds: dict[str, Hold] = {}
+        self.holds: dict[str, Lease] = {}
 
     def publish(self, entry: ModelEntry = ENTRY) -> None:
         self.client.hset(key("catalogue"), entry.name, entry.model_dump_json())
@@ -147,7 +147,7 @@ class FakeWorker:
         self.client.lrem(keys.queue, 1, job_id)
         self.client.lpush(keys.intermediate, job_id)
         execution = Execution(f"execution-{job_id[-8:]}", job_id, connection=self.client)
-        self.holds[job_id] = Hold(job_id, execution, keys)
+        self.holds[job_id] = Lease(job_id, execution, keys)
         assert self.leases.claim(self.holds[job_id]) == "claimed"
 
     def progress(self, job_id: str, step: int, steps: int, warnings: tuple[str, ...] = ()) -> None:

@@ -14,8 +14,8 @@ import redis
 import structlog
 from pydantic import ValidationError
 
+from workers.assembly import WorkerParts, assemble
 from workers.logs import configure_logs
-from workers.parts import Parts, assemble
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ def main() -> int:
     return Worker(_assemble(settings)).run()
 
 
-def _assemble(settings: WorkerSettings) -> Parts:
+def _assemble(settings: WorkerSettings) -> WorkerParts:
     """The parts around the real engine; torch is imported here. Waits until Redis is there."""
     # Threads that spin while they wait for each other cost tenfold as soon as anything else wants a core, and here the
     # API and Redis do (docs/performance.md). Read once, when torch loads its thread pool.

@@ -291,7 +291,7 @@ class JobBoard:
         view = self._view(job_id)
         return view is not None and (view.record.outcome is not None or self._reconcile(view.record))
 
-    def bury(self, job_id: str, model: str, queue: str) -> bool:
+    def fail_unreadable(self, job_id: str, model: str, queue: str) -> bool:
         """End as failed a job whose record another version wrote. False when there is no record at all."""
         tenant = self._redis.hget(key("job", job_id), "tenant")
         if tenant is None:
@@ -342,7 +342,7 @@ class JobBoard:
         return found
 
     def beats(self) -> list[WorkerBeat]:
-        """The newest word of each live worker, by name."""
+        """The newest beat of each live worker, by name."""
         return self._forecast.beats()
 
     def queued_count(self, tenant: str) -> int:

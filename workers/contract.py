@@ -1,7 +1,7 @@
 """What crosses Redis: the values and the names that the API and the workers agree on.
 
 Owns job ids, key names, queue names, and the frozen values of a job's life (request, progress, outcome, document) and
-of a worker's word about itself (catalogue entry, beat). Knows no Redis client, no HTTP, no torch. `workers.board`
+of a worker's beat (catalogue entry, beat). Knows no Redis client, no HTTP, no torch. `workers.board`
 does the reading and writing.
 
 Where is it? One key each, `denoised:` in front:
@@ -196,7 +196,7 @@ class JobView(Value):
     eta_s: float | None = None
 
 
-# --- a worker's word about itself ----------------------------------------------------------------------------------
+# --- a worker's beat ----------------------------------------------------------------------------------------------
 
 
 class SamplerEntry(Value):

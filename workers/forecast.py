@@ -91,7 +91,7 @@ class Forecast:
         return min(LONGEST_RETRY_S, max(1, math.ceil(min(waits))))
 
     def beats(self) -> list[WorkerBeat]:
-        """The newest word of each live worker, by name."""
+        """The newest beat of each live worker, by name."""
         oldest = time.time() - BEAT_TTL_S
         beats = map(read_beat, self._redis.hgetall(key("workers")).values())
         return sorted((beat for beat in beats if beat and beat.beat_at >= oldest), key=lambda beat: beat.name)

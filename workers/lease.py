@@ -18,7 +18,7 @@ from rq.utils import now
 
 from workers import scripts
 from workers.contract import JobRecord, Outcome, key
-from workers.flight import Hold
+from workers.held_job import Lease
 from workers.jobkeys import job_keys, read_record, text
 
 Verdict = Literal["held", "ended", "lost"]
@@ -46,15 +46,15 @@ class Leases:
     def read(self, job_id: str) -> JobRecord | None:
         return read_record(self._redis.hgetall(key("job", job_id)))
 
-    def claim(self, hold: Hold) -> Claim:
+    def claim(self, lease: Lease) -> Claim:
         """Make a popped job ours, or take it out of RQ's intermediate list."""
-        return _call(self._claim, hold, self.lease_s)  # type: ignore[return-value]
+        return _call(self._claim, lease, self.lease_s)  # type: ignore[return-value]
 
     def put_back(self, record: JobRecord) -> None:
         """A popped job that was not claimed goes back to the front of its queue."""
         self._put_back(keys=list(job_keys(record)), args=[record.id])
 
-    def renew(self, holds: Sequence[Hold], pipe: Pipeline) -> list[Verdict]:
+    def renew(self, leases: Sequence[Lease], pipe: Pipeline) -> list[Verdict]:
         """One heartbeat of all held jobs, in one round trip; answers in the same order.
 
         RQ's execution record is written beside it, whole, so that its tools see the job even if it had expired.
@@ -62,11 +62,11 @@ class Leases:
         """
         ttl = self.execution_ttl
         before = len(pipe)
-        for hold in holds:
-            hold.execution.last_heartbeat = now()
-            hold.execution.save(ttl=ttl, pipeline=pipe)  # 2 commands
-            ExecutionRegistry(hold.job_id, self._redis).add(hold.execution, ttl=ttl, pipeline=pipe)  # 2 commands
-            _queue(self._renew, pipe, hold, self.lease_s)
+        for lease in leases:
+            lease.execution.last_heartbeat = now()
+            lease.execution.save(ttl=ttl, pipeline=pipe)  # 2 commands
+            ExecutionRegistry(lease.job_id, self._redis).add(lease.execution, ttl=ttl, pipeline=pipe)  # 2 commands
+            _queue(self._renew, pipe, lease, self.lease_s)
         answers = pipe.execute()[before:]
         return [text(answer) for answer in answers[4::5]]  # type: ignore[misc]
 
@@ -76,34 +76,34 @@ class Leases:
         return max(1, round(self.lease_s))
 
     def write_progress(
-        self, hold: Hold, step: int, steps: int, eta_s: float | None, warnings: tuple[str, ...], pipe: Pipeline
+        self, lease: Lease, step: int, steps: int, eta_s: float | None, warnings: tuple[str, ...], pipe: Pipeline
     ) -> None:
         """Adds one call to `pipe`, answering a Verdict. Empty `warnings` leave those of before."""
         eta = "" if eta_s is None else f"{eta_s:.3f}"
         told = json.dumps(warnings) if warnings else ""
-        _queue(self._progress, pipe, hold, step, steps, eta, told)
+        _queue(self._progress, pipe, lease, step, steps, eta, told)
 
-    def write_preview(self, hold: Hold, picture: bytes) -> Verdict:
+    def write_preview(self, lease: Lease, picture: bytes) -> Verdict:
         """Show a preview: WebP bytes."""
-        return _call(self._preview, hold, picture)  # type: ignore[return-value]
+        return _call(self._preview, lease, picture)  # type: ignore[return-value]
 
-    def commit(self, hold: Hold, outcome: Outcome, steps: int) -> Literal["committed", "ended", "lost"]:
+    def commit(self, lease: Lease, outcome: Outcome, steps: int) -> Literal["committed", "ended", "lost"]:
         """The commit point: this outcome or none. `steps`: UNet evaluations done, when it succeeded."""
         done = str(steps) if outcome.status == "succeeded" else ""
         written = outcome.model_dump_json()
-        return _call(self._commit, hold, self.lease_s, written, self._retention_s, done)  # type: ignore[return-value]
+        return _call(self._commit, lease, self.lease_s, written, self._retention_s, done)  # type: ignore[return-value]
 
-    def hand_back(self, hold: Hold, queue: str, *, is_blamed: bool) -> Literal["queued", "ended", "lost"]:
+    def hand_back(self, lease: Lease, queue: str, *, is_blamed: bool) -> Literal["queued", "ended", "lost"]:
         """Give a held job back to the front of its queue. Blamed: the next claim counts it as a death."""
-        return _call(self._hand_back, hold, queue, "1" if is_blamed else "0")  # type: ignore[return-value]
+        return _call(self._hand_back, lease, queue, "1" if is_blamed else "0")  # type: ignore[return-value]
 
 
 Argument = str | bytes | int | float
 
 
-def _call(script: Script, hold: Hold, *args: Argument) -> str:
-    return text(script(keys=list(hold.keys), args=[hold.job_id, hold.execution.id, *args]))
+def _call(script: Script, lease: Lease, *args: Argument) -> str:
+    return text(script(keys=list(lease.keys), args=[lease.job_id, lease.execution.id, *args]))
 
 
-def _queue(script: Script, pipe: Pipeline, hold: Hold, *args: Argument) -> None:
-    script(keys=list(hold.keys), args=[hold.job_id, hold.execution.id, *args], client=pipe)
+def _queue(script: Script, pipe: Pipeline, lease: Lease, *args: Argument) -> None:
+    script(keys=list(lease.keys), args=[lease.job_id, lease.execution.id, *args], client=pipe)

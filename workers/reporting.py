@@ -1,4 +1,4 @@
-"""What a worker tells while it works: progress and previews of its jobs, and its own word for the `workers` hash.
+"""What a worker tells while it works: progress and previews of its jobs, and its own status for the `workers` hash.
 
 Owns how often that is worth a write. Reads the engine, writes through the leases, so that nothing is told of a job that
 is not ours any more.
@@ -17,8 +17,8 @@ from typing import Literal
 import redis
 
 from workers.contract import ModelLoad, WorkerBeat
-from workers.errands import Errands
-from workers.flight import Flight
+from workers.held_job import HeldJob
+from workers.io_pool import IOPool
 from workers.jobkeys import text
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
@@ -34,60 +34,60 @@ State = Literal["loading", "running", "draining"]
 class Reporting:
     """Reports of one loop."""
 
-    def __init__(self, client: redis.Redis, leases: Leases, errands: Errands, name: str) -> None:
+    def __init__(self, client: redis.Redis, leases: Leases, io_pool: IOPool, name: str) -> None:
         self._redis = client
         self._leases = leases
-        self._errands = errands
+        self._io_pool = io_pool
         self._name = name
         self._started_at = time.time()
         self._next_at = 0.0
-        self._previews: list[tuple[Flight, Future[bytes]]] = []
+        self._previews: list[tuple[HeldJob, Future[bytes]]] = []
         self.counters: Counter[str] = Counter()
         self.warmed: set[str] = set()
 
-    def report(self, flights: Collection[Flight], engine: Engine) -> list[Flight]:
-        """Write what has changed, when it is time to; returns the flights that are not ours any more."""
+    def report(self, jobs: Collection[HeldJob], engine: Engine) -> list[HeldJob]:
+        """Write what has changed, when it is time to; returns the jobs that are not ours any more."""
         if time.monotonic() < self._next_at:
             return []
         self._next_at = time.monotonic() + PROGRESS_S
         not_ours = self._show_previews()
-        drawing = {flight.id: flight for flight in flights if flight.phase == "drawing"}
+        drawing = {held.id: held for held in jobs if held.phase == "drawing"}
         if not drawing:
             return not_ours
         self._start_previews(drawing.values(), engine)
-        changed: list[Flight] = []
+        changed: list[HeldJob] = []
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id, (step, steps, eta_s) in engine.progress().items():
-                flight = drawing.get(job_id)
-                if flight and step != flight.shown_step:
-                    self._leases.write_progress(flight.hold, step, steps, eta_s, flight.warnings, pipe)
-                    flight.shown_step = step
-                    changed.append(flight)
+                held = drawing.get(job_id)
+                if held and step != held.shown_step:
+                    self._leases.write_progress(held.lease, step, steps, eta_s, held.warnings, pipe)
+                    held.shown_step = step
+                    changed.append(held)
             verdicts = [text(raw) for raw in pipe.execute()] if changed else []
-        return not_ours + [flight for flight, verdict in zip(changed, verdicts, strict=True) if verdict != "held"]
+        return not_ours + [held for held, verdict in zip(changed, verdicts, strict=True) if verdict != "held"]
 
-    def _start_previews(self, drawing: Collection[Flight], engine: Engine) -> None:
+    def _start_previews(self, drawing: Collection[HeldJob], engine: Engine) -> None:
         """Decode where a preview was asked for and the last one is old enough; the file is made in the pool."""
         now = time.monotonic()
-        for flight in drawing:
-            if not flight.record.submission.delivery.previews or now < flight.preview_at:
+        for held in drawing:
+            if not held.record.submission.delivery.previews or now < held.preview_at:
                 continue
-            pixels = engine.preview(flight.id)
+            pixels = engine.preview(held.id)
             if pixels is not None:
-                flight.preview_at = now + PREVIEW_S
-                self._previews.append((flight, self._errands.preview(pixels)))
+                held.preview_at = now + PREVIEW_S
+                self._previews.append((held, self._io_pool.preview(pixels)))
 
-    def _show_previews(self) -> list[Flight]:
-        done = [(flight, future) for flight, future in self._previews if future.done()]
+    def _show_previews(self) -> list[HeldJob]:
+        done = [(held, future) for held, future in self._previews if future.done()]
         self._previews = [pair for pair in self._previews if not pair[1].done()]
         return [
-            flight
-            for flight, future in done
-            if flight.phase == "drawing" and self._leases.write_preview(flight.hold, future.result()) != "held"
+            held
+            for held, future in done
+            if held.phase == "drawing" and self._leases.write_preview(held.lease, future.result()) != "held"
         ]
 
-    def word(self, state: State, engine: Engine, shelf: Shelf) -> WorkerBeat:
-        """This worker's word about itself."""
+    def status(self, state: State, engine: Engine, shelf: Shelf) -> WorkerBeat:
+        """This worker's status."""
         loads = engine.loads()
         models: dict[str, ModelLoad] = {}
         for name in shelf.names():

@@ -28,7 +28,7 @@ from rq.worker import BaseWorker, WorkerStatus
 
 from models.errors import GenerationError
 from workers.contract import JobRecord
-from workers.flight import Flight, open_flight
+from workers.held_job import HeldJob, open_held_job
 from workers.jobkeys import SERIALIZER
 
 log = structlog.get_logger(__name__)
@@ -112,41 +112,41 @@ class RqSide(BaseWorker):
         """An execution that exists nowhere yet: the claim writes its lease."""
         return Execution(id=uuid4().hex, job_id=job.id, connection=self.connection, worker_name=self.name)
 
-    def begin(self, flight: Flight) -> None:
+    def begin(self, held: HeldJob) -> None:
         """The rest of the bookkeeping after a claim, as RQ's prepare_execution and prepare_job_execution do it."""
-        execution = flight.execution
+        execution = held.execution
         with self.connection.pipeline() as pipe:
             execution.save(ttl=self._lease_ttl, pipeline=pipe)
-            ExecutionRegistry(flight.id, self.connection).add(execution, ttl=self._lease_ttl, pipeline=pipe)
+            ExecutionRegistry(held.id, self.connection).add(execution, ttl=self._lease_ttl, pipeline=pipe)
             pipe.sadd(execution.worker_executions_key, execution.composite_key)
             pipe.expire(execution.worker_executions_key, _WORKER_TTL_S + 60)
             self.set_state(WorkerStatus.BUSY, pipeline=pipe)
             pipe.execute()
         self.executions[execution.id] = execution
-        self.prepare_job_execution(flight.job)
+        self.prepare_job_execution(held.job)
 
-    def finish(self, flight: Flight) -> None:
+    def finish(self, held: HeldJob) -> None:
         """Tell RQ how a job ended whose outcome is written."""
-        outcome, job = flight.outcome, flight.job
+        outcome, job = held.outcome, held.job
         assert outcome is not None, "A job without outcome is finished. This is a bug."
         job.started_at = job.started_at or now()
         if outcome.status == "succeeded":
             result = {"images": [picture.file for picture in outcome.pictures]}
-            self._finalize_success(job, flight.queue, flight.execution, result)
+            self._finalize_success(job, held.queue, held.execution, result)
         elif outcome.status == "failed":
             job.retries_left = 0
-            error = flight.error or GenerationError(outcome.error.detail if outcome.error else "unknown")
-            self._finalize_failure(job, flight.queue, flight.execution, _exc_info(error))
+            error = held.error or GenerationError(outcome.error.detail if outcome.error else "unknown")
+            self._finalize_failure(job, held.queue, held.execution, _exc_info(error))
         else:
             job.ended_at = now()
             self._stopped_job_id = job.id  # RQ's way to say: not failed, and not to be retried
-            self.handle_job_failure(job, flight.queue, exc_string=_STOPPED, execution=flight.execution)
+            self.handle_job_failure(job, held.queue, exc_string=_STOPPED, execution=held.execution)
         self._rest_if_idle()
 
-    def release(self, flight: Flight) -> None:
+    def release(self, held: HeldJob) -> None:
         """Forget an execution that RQ is not told about: it was lost, handed back, or ended from outside."""
         with self.connection.pipeline() as pipe:
-            self.cleanup_execution(flight.job, pipeline=pipe, execution=flight.execution)
+            self.cleanup_execution(held.job, pipeline=pipe, execution=held.execution)
             pipe.execute()
         self._rest_if_idle()
 
@@ -162,9 +162,9 @@ class RqSide(BaseWorker):
             id=record.execution or uuid4().hex, job_id=job.id, connection=self.connection, worker_name=self.name
         )
         queue = Queue(record.queue, connection=self.connection, serializer=SERIALIZER)
-        flight = open_flight(job, queue, record, execution)
-        flight.outcome = record.outcome
-        self.finish(flight)
+        held = open_held_job(job, queue, record, execution)
+        held.outcome = record.outcome
+        self.finish(held)
 
     def _rest_if_idle(self) -> None:
         if not self.executions:

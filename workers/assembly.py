@@ -10,22 +10,22 @@ from dataclasses import dataclass
 
 import redis
 
+from workers.admission import Admission, CrashPoint, no_crash
 from workers.board import JobBoard
 from workers.connection import connect
-from workers.errands import Errands, Rehearsal
-from workers.heart import Heart
-from workers.intake import Fault, Intake, no_fault
+from workers.heartbeat import Heartbeat
+from workers.io_pool import IOPool, Rehearsal
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
+from workers.recovery import Recovery
 from workers.reporting import Reporting
 from workers.rq_side import RqSide
 from workers.settings import WorkerSettings
 from workers.store import open_store
-from workers.upkeep import Upkeep
 
 
 @dataclass(frozen=True)
-class Parts:
+class WorkerParts:
     """Everything a loop works with."""
 
     settings: WorkerSettings
@@ -36,13 +36,13 @@ class Parts:
     board: JobBoard
     leases: Leases
     rq: RqSide
-    heart: Heart
-    errands: Errands
-    intake: Intake
+    heartbeat: Heartbeat
+    io_pool: IOPool
+    admission: Admission
     reporting: Reporting
-    upkeep: Upkeep
+    recovery: Recovery
     wake: threading.Event
-    """Set when an errand has ended, or a signal came."""
+    """Set when an work has ended, or a signal came."""
 
 
 def assemble(
@@ -50,9 +50,9 @@ def assemble(
     engine: Engine,
     shelf: Shelf,
     rehearse: Rehearsal,
-    fault: Fault = no_fault,
-) -> Parts:
-    """Connects to Redis and the store; `fault` is told each place between two commands (tests end the process there).
+    crash_point: CrashPoint = no_crash,
+) -> WorkerParts:
+    """Connects to Redis and the store. `crash_point` is told each place between two commands; tests end the process.
 
     Raises redis.RedisError while Redis is away.
     """
@@ -61,8 +61,8 @@ def assemble(
     leases = Leases(client, settings.lease_s, settings.retention_s)
     rq = RqSide(client, leases.execution_ttl)
     board = JobBoard(client, retention_s=settings.retention_s)
-    errands = Errands(open_store(settings.store), settings.save_threads, rehearse, wake)
-    return Parts(
+    io_pool = IOPool(open_store(settings.store), settings.save_threads, rehearse, wake)
+    return WorkerParts(
         settings=settings,
         engine=engine,
         shelf=shelf,
@@ -71,10 +71,10 @@ def assemble(
         board=board,
         leases=leases,
         rq=rq,
-        heart=Heart(client, leases, rq, settings.beat_s, settings.stall_s),
-        errands=errands,
-        intake=Intake(rq, leases, board, settings, fault),
-        reporting=Reporting(client, leases, errands, rq.name),
-        upkeep=Upkeep(client, board, settings, rq.tell),
+        heartbeat=Heartbeat(client, leases, rq, settings.beat_s, settings.stall_s),
+        io_pool=io_pool,
+        admission=Admission(rq, leases, board, settings, crash_point),
+        reporting=Reporting(client, leases, io_pool, rq.name),
+        recovery=Recovery(client, board, settings, rq.tell),
         wake=wake,
     )

@@ -14,7 +14,7 @@ import structlog
 
 from models.errors import GenerationError, InternalError
 from workers.board import JobBoard
-from workers.flight import Flight, open_flight
+from workers.held_job import HeldJob, open_held_job
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
 from workers.rq_side import RqSide
@@ -24,26 +24,26 @@ from workers.turns import Lookout, Turns, Waiting
 log = structlog.get_logger(__name__)
 
 
-Fault = Callable[[str], None]
+CrashPoint = Callable[[str], None]
 
 
-def no_fault(place: str) -> None:
+def no_crash(place: str) -> None:
     """Nothing goes wrong at `place`."""
 
 
-class Intake:
-    """Takes jobs for one loop. `fault` is called with the name of each place between two commands."""
+class Admission:
+    """Takes jobs for one loop. `crash_point` is called with the name of each place between two commands."""
 
     def __init__(
-        self, rq: RqSide, leases: Leases, board: JobBoard, settings: WorkerSettings, fault: Fault = no_fault
+        self, rq: RqSide, leases: Leases, board: JobBoard, settings: WorkerSettings, crash_point: CrashPoint = no_crash
     ) -> None:
         self._rq = rq
         self._board = board
         self._leases = leases
         self._lookout = Lookout(rq.connection, tuple(settings.models))
         self._turns = Turns(settings.patience_s)
-        self.fault = fault
-        self._halfway: Flight | None = None
+        self.crash_point = crash_point
+        self._halfway: HeldJob | None = None
         """Popped, and the answer to its claim is not known yet."""
         self._closed: set[str] = set()
         """Models for whose next job the engine had no room."""
@@ -55,7 +55,7 @@ class Intake:
         """Something has left the engine: there may be room again."""
         self._closed.clear()
 
-    def take(self, engine: Engine, shelf: Shelf, in_use: Collection[str], count: int) -> Iterator[Flight]:
+    def take(self, engine: Engine, shelf: Shelf, in_use: Collection[str], count: int) -> Iterator[HeldJob]:
         """Up to `count` jobs, each as soon as it is ours, with its checkpoint or an `error` when there is none.
 
         Raises what Redis raises; a job that was halfway then is taken up at the next call.
@@ -69,14 +69,14 @@ class Intake:
             queue = self._turns.choose(list(queues.values()), _loaded(shelf, queues), self._closed)
             if queue is None:
                 break
-            for flight in self._take_from(queue, engine, shelf, in_use, queues):
-                taken = count if flight.is_delicate else taken + 1
-                yield flight
+            for held in self._take_from(queue, engine, shelf, in_use, queues):
+                taken = count if held.is_delicate else taken + 1
+                yield held
         self.has_more = bool(queues)
 
     def _take_from(
         self, queue: Waiting, engine: Engine, shelf: Shelf, in_use: Collection[str], queues: dict[str, Waiting]
-    ) -> list[Flight]:
+    ) -> list[HeldJob]:
         """One job of this queue, or none: then the queue has left `queues`, got shorter, or its model is closed."""
         checkpoint, error = _fetch(shelf, queue.model, in_use)
         if checkpoint is None and error is None:
@@ -88,41 +88,41 @@ class Intake:
             del queues[queue.queue]
             return []
         _shorten(queues, queue)
-        self.fault("popped")
+        self.crash_point("popped")
         job, source = popped
         record = self._leases.read(job.id)
         if record is None:
-            self._board.bury(job.id, queue.model, queue.queue)
+            self._board.fail_unreadable(job.id, queue.model, queue.queue)
             source.intermediate_queue.remove(job.id)
             return []
         if error is None and not engine.has_room(record.submission.request, checkpoint):
             self._leases.put_back(record)
             self._closed.add(queue.model)
             return []
-        flight = open_flight(job, source, record, self._rq.new_execution(job))
-        flight.checkpoint, flight.error = checkpoint, error
+        held = open_held_job(job, source, record, self._rq.new_execution(job))
+        held.checkpoint, held.error = checkpoint, error
         self._turns.took(queue)
-        return self._claim(flight)
+        return self._claim(held)
 
-    def _claim(self, flight: Flight) -> list[Flight]:
-        """The flight when it is ours now. Every part of this may be repeated, and is after a lost connection."""
-        self._halfway = flight
-        answer = self._leases.claim(flight.hold)
-        self.fault("claimed")
+    def _claim(self, held: HeldJob) -> list[HeldJob]:
+        """The held when it is ours now. Every part of this may be repeated, and is after a lost connection."""
+        self._halfway = held
+        answer = self._leases.claim(held.lease)
+        self.crash_point("claimed")
         if answer == "claimed":
-            record = self._leases.read(flight.id)
+            record = self._leases.read(held.id)
             if record is not None:
-                flight.record = record
-            self._rq.begin(flight)
+                held.record = record
+            self._rq.begin(held)
         elif answer == "untold":
-            record = self._leases.read(flight.id)
+            record = self._leases.read(held.id)
             if record is not None:
                 self._rq.tell(record)
         self._halfway = None
         if answer != "claimed":
-            log.info("a queue entry was dropped", job=flight.id, reason=answer)
+            log.info("a queue entry was dropped", job=held.id, reason=answer)
             return []
-        return [flight]
+        return [held]
 
 
 def _fetch(shelf: Shelf, model: str, in_use: Collection[str]) -> tuple[Any, GenerationError | None]:

@@ -1,6 +1,6 @@
 """What a job needs that must not stall the steps: files read before it is drawn, files written after.
 
-Owns the pool of threads and what runs in it. An errand touches the store and pixels, never Redis or the engine, and its
+Owns the pool of threads and what runs in it. An work touches the store and pixels, never Redis or the engine, and its
 result is taken up by the loop. A store that refuses (a full disk, a lost network) is an OSError; whether to ask again
 is the loop's decision.
 """
@@ -28,14 +28,14 @@ Rehearsal = Callable[[PictureRequest, Any], object]
 """Work of a request on a checkpoint that can be done ahead in another thread: `models.engine.step_table_of`."""
 
 
-class Errands:
-    """The pool. `wake` is set whenever an errand has ended."""
+class IOPool:
+    """The pool. `wake` is set whenever an work has ended."""
 
     def __init__(self, store: Store, threads: int, rehearse: Rehearsal, wake: threading.Event) -> None:
         self._store = store
         self._rehearse = rehearse
         self._wake = wake
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="errand")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="io")
 
     def read(self, record: JobRecord, checkpoint: Any) -> Future[Image.Image | None]:
         """The decoded upload, if the request has one; its step table is compiled on the way.

@@ -33,7 +33,7 @@ _STALE_LEASE_S = 60.0
 """An expired lease that nothing refers to any more is dropped after this."""
 
 
-class Upkeep:
+class Recovery:
     """The rounds of one worker over the queues of its models."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Upkeep:
         """Look at each job that is in no queue; returns how many were queued again."""
         records = self._read(job_ids)
         for job_id in set(job_ids) - {record.id for record in records}:
-            self._lay_to_rest(model, job_id)
+            self._settle_unreadable(model, job_id)
         with self._redis.pipeline(transaction=False) as pipe:
             for record in records:
                 args: list[str | float] = [record.id, record.queue, self._age_s]
@@ -96,10 +96,10 @@ class Upkeep:
                 self._board.reconcile(record.id)
         return verdicts.count("recovered")
 
-    def _lay_to_rest(self, model: str, job_id: str) -> None:
+    def _settle_unreadable(self, model: str, job_id: str) -> None:
         """A job on the list of unfinished ones without a readable record: erased, or of another version."""
         queue = self._redis.hget(key("job", job_id), "queue")
-        if queue is None or not self._board.bury(job_id, model, text(queue)):
+        if queue is None or not self._board.fail_unreadable(job_id, model, text(queue)):
             self._redis.hdel(key("costs", model), job_id)
 
     def _read(self, job_ids: Sequence[str]) -> list[JobRecord]:

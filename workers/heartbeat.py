@@ -1,4 +1,4 @@
-"""The heartbeat: leases renewed and the worker's word published, whatever the loop is busy with.
+"""The heartbeat: leases renewed and the worker's status published, whatever the loop is busy with.
 
 Owns the thread that beats. It renews what the loop holds, writes RQ's and our own sign of life, and tells the loop what
 became of its leases. One step on a slow device, or the loading of a model, may take longer than a lease; so beating
@@ -18,7 +18,7 @@ import structlog
 from redis.client import Pipeline
 
 from workers.contract import WorkerBeat, key
-from workers.flight import Hold
+from workers.held_job import Lease
 from workers.lease import Leases, Verdict
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ class SignOfLife(Protocol):
         """Adds to `pipe` what tells RQ's tools that this worker lives."""
 
 
-class Heart:
+class Heartbeat:
     """Beats every `beat_s` seconds from its own thread between `start` and `stop`."""
 
     def __init__(self, client: redis.Redis, leases: Leases, sign: SignOfLife, beat_s: float, stall_s: float) -> None:
@@ -44,14 +44,14 @@ class Heart:
         self._beat_s = beat_s
         self._stall_s = stall_s
         self._lock = threading.Lock()
-        self._holds: dict[str, Hold] = {}
-        self._word: WorkerBeat | None = None
+        self._kept: dict[str, Lease] = {}
+        self._status: WorkerBeat | None = None
         self._ticked_at = time.monotonic()
-        self._verdicts: SimpleQueue[tuple[Hold, Verdict]] = SimpleQueue()
+        self._verdicts: SimpleQueue[tuple[Lease, Verdict]] = SimpleQueue()
         self._wake = threading.Event()
         self._is_stopping = False
         self._is_silent = False
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     # --- the loop's side ----------------------------------------------------------------------------------------------
 
@@ -59,39 +59,39 @@ class Heart:
         self._thread.start()
 
     def stop(self) -> None:
-        """No beat after this; takes the worker's word back."""
+        """No beat after this; takes the worker's status back."""
         self._is_stopping = True
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
-        if self._word:
-            self._redis.hdel(key("workers"), self._word.name)
+        if self._status:
+            self._redis.hdel(key("workers"), self._status.name)
 
     def ticked(self) -> None:
         """The loop is alive."""
         self._ticked_at = time.monotonic()
 
-    def hold(self, hold: Hold) -> None:
+    def keep(self, lease: Lease) -> None:
         with self._lock:
-            self._holds[hold.job_id] = hold
+            self._kept[lease.job_id] = lease
 
-    def drop(self, hold: Hold) -> None:
+    def drop(self, lease: Lease) -> None:
         """Stop renewing this lease; a newer one of the same job stays."""
         with self._lock:
-            if self._holds.get(hold.job_id) is hold:
-                del self._holds[hold.job_id]
+            if self._kept.get(lease.job_id) is lease:
+                del self._kept[lease.job_id]
 
-    def say(self, word: WorkerBeat) -> None:
+    def publish(self, status: WorkerBeat) -> None:
         """What the next beats publish; their time is filled in."""
-        self._word = word
+        self._status = status
 
     def hurry(self) -> None:
         """Beat now, and not when it is time."""
         self._wake.set()
 
-    def verdicts(self) -> list[tuple[Hold, Verdict]]:
+    def verdicts(self) -> list[tuple[Lease, Verdict]]:
         """Leases that are not ours any more, since the last call."""
-        found: list[tuple[Hold, Verdict]] = []
+        found: list[tuple[Lease, Verdict]] = []
         while True:
             try:
                 found.append(self._verdicts.get_nowait())
@@ -122,14 +122,14 @@ class Heart:
             return
         self._is_silent = False
         with self._lock:
-            holds = list(self._holds.values())
+            leases = list(self._kept.values())
         with self._redis.pipeline(transaction=False) as pipe:
             self._sign.beat(pipe)
-            if self._word:
-                word = self._word.model_copy(update={"beat_at": time.time()})
-                pipe.hset(key("workers"), word.name, word.model_dump_json())
-            verdicts = self._leases.renew(holds, pipe)
-        for hold, verdict in zip(holds, verdicts, strict=True):
+            if self._status:
+                status = self._status.model_copy(update={"beat_at": time.time()})
+                pipe.hset(key("workers"), status.name, status.model_dump_json())
+            verdicts = self._leases.renew(leases, pipe)
+        for lease, verdict in zip(leases, verdicts, strict=True):
             if verdict != "held":
-                self.drop(hold)
-                self._verdicts.put((hold, verdict))
+                self.drop(lease)
+                self._verdicts.put((lease, verdict))

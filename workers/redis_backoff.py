@@ -20,7 +20,7 @@ _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
 
 
-class Link:
+class RedisBackoff:
     """The loop's view of the connection."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,7 @@
 """One job in a worker's hands.
 
 Owns everything the worker keeps about a job between claiming it and letting go of it. The loop's thread alone changes
-it; the heart reads `hold`, which is frozen.
+it; the heartbeat reads `lease`, which is frozen.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Phase = Literal["reading", "ready", "drawing", "saving", "settling"]
 
 
 @dataclass(frozen=True)
-class Hold:
+class Lease:
     """A lease: which execution of which job, and where."""
 
     job_id: str
@@ -38,12 +38,12 @@ class Hold:
 
 
 @dataclass(eq=False)
-class Flight:
+class HeldJob:
     """A claimed job on its way to an outcome."""
 
     job: Job
     queue: Queue
-    hold: Hold
+    lease: Lease
     record: JobRecord
     checkpoint: Any = None
     deadline: float = float("inf")
@@ -51,7 +51,7 @@ class Flight:
     phase: Phase = "reading"
     image: Any = None
     """The decoded upload, until it is in the batch."""
-    errand: Future[Any] | None = None
+    work: Future[Any] | None = None
     """What the pool does for this job at the moment."""
     patience_until: float | None = None
     """Monotonic; while the store refuses, until when we ask again."""
@@ -85,7 +85,7 @@ class Flight:
 
     @property
     def execution(self) -> Execution:
-        return self.hold.execution
+        return self.lease.execution
 
     def timings(self) -> Timings:
         """What is known so far. The total counts from the POST."""
@@ -115,8 +115,8 @@ class Flight:
     def settle(self, outcome: Outcome, error: GenerationError | None = None) -> None:
         """Take an outcome, unless there is one: the first one stands."""
         if self.outcome is None:
-            self.outcome, self.error, self.phase, self.errand = outcome, error, "settling", None
+            self.outcome, self.error, self.phase, self.work = outcome, error, "settling", None
 
 
-def open_flight(job: Job, queue: Queue, record: JobRecord, execution: Execution) -> Flight:
-    return Flight(job, queue, Hold(record.id, execution, job_keys(record)), record)
+def open_held_job(job: Job, queue: Queue, record: JobRecord, execution: Execution) -> HeldJob:
+    return HeldJob(job, queue, Lease(record.id, execution, job_keys(record)), record)

@@ -1,0 +1,252 @@
+"""The jobs in a worker's hands, from the claim until it lets go of them.
+
+Owns what happens to each job and the per-job boundary: whatever goes wrong with one of them ends that one. Knows
+neither queues nor turns.
+
+    reading ─> ready ─> drawing ─> saving ─> settling ─> committed, told to RQ, let go
+                                                        └> not ours any more: let go
+
+From any phase a job can be settled early (a fault, its time limit, an operator's stop), dropped (canceled or lost: the
+record says so already) or handed back (this worker ends).
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import structlog
+
+from models.errors import Abandoned, GenerationError, InternalError, StoreUnavailable, TimedOut
+from workers.assembly import WorkerParts
+from workers.contract import JobError, Outcome
+from workers.held_job import MOST_DEATHS, HeldJob
+from workers.protocols import Broken, Drawn, Prepared
+from workers.redis_backoff import AWAY
+
+log = structlog.get_logger(__name__)
+
+_LONGEST_WAIT_S = 10.0
+"""Between two tries of a store that refuses."""
+
+
+class HeldJobs:
+    """Jobs by id, in the order in which they came. The loop's thread owns it."""
+
+    def __init__(self, parts: WorkerParts) -> None:
+        self._parts = parts
+        self._by_id: dict[str, HeldJob] = {}
+
+    @property
+    def all(self) -> tuple[HeldJob, ...]:
+        return tuple(self._by_id.values())
+
+    @property
+    def models(self) -> frozenset[str]:
+        return frozenset(held.model for held in self.all)
+
+    @property
+    def unsaved(self) -> int:
+        """Drawn jobs that are not written yet."""
+        return sum(held.phase == "saving" for held in self.all)
+
+    @property
+    def is_delicate(self) -> bool:
+        """True while a job is here that must have no neighbours."""
+        return any(held.is_delicate for held in self.all)
+
+    def find(self, *, job_id: str | None = None, execution_id: str | None = None) -> HeldJob | None:
+        return next((f for f in self.all if job_id == f.id or execution_id == f.execution.id), None)
+
+    # --- forward ------------------------------------------------------------------------------------------------------
+
+    def receive(self, held: HeldJob) -> None:
+        """A job was claimed."""
+        self._by_id[held.id] = held
+        self._parts.heartbeat.keep(held.lease)
+        log.info(
+            "claimed",
+            job=held.id,
+            execution=held.execution.id,
+            deaths=held.record.deaths,
+            traceparent=held.record.submission.traceparent,
+        )
+        if held.job.timeout and held.job.timeout > 0:
+            held.deadline = time.monotonic() + held.job.timeout
+        if held.record.deaths >= MOST_DEATHS:
+            self.fail(held, Abandoned(f"{MOST_DEATHS} workers died on this job without getting any further."))
+        elif held.error is not None:
+            self.fail(held, held.error)
+        else:
+            held.work = self._parts.io_pool.read(held.record, held.checkpoint)
+
+    def advance(self) -> None:
+        """Enforce time limits, take up what the pool has finished, ask a store again that refused, fill the batch."""
+        now = time.monotonic()
+        for held in self.all:
+            if now > held.deadline and held.phase in ("reading", "ready", "drawing"):
+                self.fail(held, TimedOut(f"The job ran longer than its limit of {held.job.timeout:.0f} s."))
+        self.take_up()
+        for held in self.all:
+            if held.work is None and held.phase in ("reading", "saving") and now >= held.ask_again_at:
+                self._ask_store(held)
+            elif held.phase == "ready":
+                self._embark(held)
+
+    def take_up(self) -> None:
+        """Take up what the pool has finished."""
+        for held in self.all:
+            if held.work is not None and held.work.done() and not held.work.cancelled():
+                self._take_up(held, held.work)
+
+    def _ask_store(self, held: HeldJob) -> None:
+        io_pool = self._parts.io_pool
+        if held.drawn is not None:
+            digest = held.checkpoint.digest
+            held.work = io_pool.save(held.record, held.execution.id, held.drawn, digest)
+        else:
+            held.work = io_pool.read(held.record, held.checkpoint)
+
+    def _take_up(self, held: HeldJob, work: Future[Any]) -> None:
+        held.work = None
+        try:
+            result = work.result()
+        except OSError as error:
+            self._be_patient(held, error)
+        except Exception as error:  # noqa: BLE001 (the per-job boundary)
+            self._fail_for(held, error)
+        else:
+            held.patience_until, held.refusals = None, 0
+            if held.drawn is not None:
+                held.succeed(result)
+            else:
+                held.image, held.phase = result, "ready"
+
+    def _be_patient(self, held: HeldJob, error: OSError) -> None:
+        """The store refused. The job is kept, with its lease, and asked for again: at first soon, then less often."""
+        now = time.monotonic()
+        if held.patience_until is None:
+            held.patience_until = now + self._parts.settings.save_patience_s
+            log.error("the store refuses; asking again", job=held.id, error=str(error))
+        if now >= held.patience_until:
+            self.fail(held, StoreUnavailable(f"The store of pictures refused: {error.strerror or error}."))
+            return
+        held.refusals += 1
+        held.ask_again_at = now + min(_LONGEST_WAIT_S, 0.1 * 2**held.refusals)
+
+    def _embark(self, held: HeldJob) -> None:
+        """Let a job join the batch: when there is room, and a delicate one when nobody else is here."""
+        engine, request = self._parts.engine, held.record.submission.request
+        if (held.is_delicate and len(self._by_id) > 1) or not engine.has_room(request, held.checkpoint):
+            return
+        try:
+            engine.admit(held.id, request, held.checkpoint, held.image)
+        except Exception as error:  # noqa: BLE001 (the per-job boundary)
+            self._fail_for(held, error)
+            return
+        held.image, held.phase = None, "drawing"
+
+    def note(self, event: Prepared | Drawn | Broken) -> None:
+        """Something happened to a job in the batch."""
+        held = self._by_id.get(event.job_id)
+        assert held is not None, f"The engine draws {event.job_id}, which is not here. This is a bug."
+        if isinstance(event, Drawn):
+            held.drawn, held.phase, held.saving_since = event, "saving", time.time()
+            self._parts.admission.reopen()
+            self._ask_store(held)
+        elif isinstance(event, Prepared):
+            held.steps, held.warnings = event.steps, event.warnings
+        else:
+            self._fail_for(held, event.error)
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def fail(self, held: HeldJob, error: GenerationError) -> None:
+        """This job ends as failed."""
+        self._leave_engine(held)
+        outcome = Outcome(
+            status="failed",
+            error=JobError(code=error.code, detail=error.detail),
+            timings=held.timings(),
+            ended_at=time.time(),
+            execution=held.execution.id,
+        )
+        held.settle(outcome, error)
+
+    def _fail_for(self, held: HeldJob, error: Exception) -> None:
+        if isinstance(error, GenerationError):
+            log.info("failed", job=held.id, execution=held.execution.id, code=error.code, detail=error.detail)
+            self.fail(held, error)
+            return
+        log.error("a job met a fault of ours", job=held.id, execution=held.execution.id, exc_info=error)
+        fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
+        fault.__cause__ = error
+        self.fail(held, fault)
+
+    def stop(self, held: HeldJob) -> None:
+        """An operator, or the API, wants this job to end."""
+        self._leave_engine(held)
+        held.settle(Outcome(status="canceled", ended_at=time.time(), execution=held.execution.id))
+
+    def drop(self, held: HeldJob) -> None:
+        """This job is not ours any more: canceled, taken over, or ended with RQ's tools."""
+        self._leave_engine(held)
+        held.is_lost = True
+        held.phase, held.work = "settling", None
+
+    def settle(self) -> None:
+        """Commit every job that has an outcome, tell RQ, and let go of it; let go of what is lost."""
+        for held in self.all:
+            if held.is_lost:
+                self._let_go(held)
+            elif held.outcome is not None:
+                self._settle(held, held.outcome)
+
+    def _let_go(self, held: HeldJob) -> None:
+        """Let go of a lost job, and see why it is: what was ended with RQ's tools gets its outcome here."""
+        self._parts.board.reconcile(held.id)
+        record = self._parts.leases.read(held.id)
+        if record and record.outcome and record.execution == held.execution.id:
+            self._parts.rq.tell(record)  # ended from outside while RQ was being told that it starts
+        self._parts.rq.release(held)
+        self._forget(held)
+        log.info("dropped", job=held.id, execution=held.execution.id)
+
+    def _settle(self, held: HeldJob, outcome: Outcome) -> None:
+        if not held.is_committed:
+            answer = self._parts.leases.commit(held.lease, outcome, held.steps)
+            if answer != "committed":
+                self.drop(held)
+                self._let_go(held)
+                return
+            held.is_committed = True
+            self._parts.reporting.counters[f"jobs_{outcome.status}"] += 1
+            log.info(outcome.status, job=held.id, execution=held.execution.id)
+        self._parts.admission.crash_point("committed")
+        try:
+            self._parts.rq.finish(held)
+        except AWAY:
+            # The outcome stands; when the lease has run out the recovery tells RQ.
+            log.warning("RQ was not told of an end", job=held.id)
+            self._parts.rq.executions.pop(held.execution.id, None)
+        self._forget(held)
+
+    def hand_back(self, *, is_blamed: bool) -> None:
+        """Give every job back to the front of its queue. Blamed: the worker died of one of them."""
+        for held in reversed(self.all):  # the oldest comes first again
+            self._leave_engine(held)
+            answer = self._parts.leases.hand_back(held.lease, held.record.queue, is_blamed=is_blamed)
+            self._parts.rq.release(held)
+            self._forget(held)
+            log.info("handed back", job=held.id, execution=held.execution.id, answer=answer)
+
+    def _leave_engine(self, held: HeldJob) -> None:
+        if held.phase == "drawing":
+            self._parts.engine.cancel(held.id)
+            held.phase = "settling"
+
+    def _forget(self, held: HeldJob) -> None:
+        self._parts.heartbeat.drop(held.lease)
+        self._parts.admission.reopen()
+        del self._by_id[held.id]

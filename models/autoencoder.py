@@ -78,8 +78,8 @@ class Autoencoder:
 
     def _in_float32(self, run: Any) -> Any:
         dtype = self._vae.dtype
-        self._vae.to(torch.float32)
         try:
+            self._vae.to(torch.float32)
             return run(torch.float32)
         finally:
             self._vae.to(dtype)

@@ -84,10 +84,9 @@ def measure_rows(checkpoint: Checkpoint, max_rows: int, max_step_s: float) -> in
                 raise
             release_cached_memory(checkpoint.denoiser.device)
             break
-        if seconds / rows < _WORTH * best_cost:
-            best_rows, best_cost = rows, seconds / rows
-        if seconds > max_step_s:
+        if seconds / rows >= _WORTH * best_cost or seconds > max_step_s:
             break
+        best_rows, best_cost = rows, seconds / rows
         rows *= 2
     return best_rows
 

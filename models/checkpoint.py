@@ -1,7 +1,7 @@
 """Loaded weights of one model, and how they get here.
 
-Owns finding, refusing and loading a checkpoint in diffusers layout (a local directory or a hub id; safetensors only;
-SD 1.x / 2.x class), and its defaults. Knows nothing of requests, slots or memory budgets.
+Owns loading and refusing a checkpoint of the SD 1.x / 2.x class, and its defaults; `checkpoint_files` finds the files.
+Knows nothing of requests, slots or memory budgets.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.autoencoder import Autoencoder
+from models.checkpoint_files import COMPONENTS, DEFAULTS, INDEX, find_folder, weight_files
 from models.conditioning import TextConditioner
 from models.denoiser import Denoiser
 from models.device import Placement
@@ -23,16 +24,7 @@ from models.errors import CheckpointMissing, CheckpointRefused
 from models.request import SIZE_MULTIPLE, TASKS
 from models.step_table import StepTables
 
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-SUFFIX = ".safetensors"
-
 _PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"})
-_COMPONENTS = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-}
 _SAMPLER_OF_SCHEDULER = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
@@ -117,12 +109,12 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     the file or the component.
     """
     folder = find_folder(source)
-    index = _read_json(folder / "model_index.json")
+    index = _read_json(folder / INDEX)
     _refuse_unknown(index, source)
-    weights = {component: _weight_files(folder / component) for component in _COMPONENTS}
+    weights = weight_files(folder)
     networks = {
         component: _load_network(class_name, folder / component, weights[component], placement)
-        for component, class_name in _COMPONENTS.items()
+        for component, class_name in COMPONENTS.items()
     }
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
     denoiser = Denoiser(networks["unet"])
@@ -145,55 +137,16 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     )
 
 
-def find_folder(source: str) -> Path:
-    """The local directory of `source`; a hub id is fetched (JSON and safetensors files only) unless it is cached."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise CheckpointMissing(
-                f"{source!r} has no model_index.json; give a directory in diffusers layout "
-                "(the one that save_pretrained writes)."
-            )
-        return folder
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise CheckpointMissing(f"There is no directory {source!r}.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=HUB_FILES))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointMissing(f"The hub has no model {source!r} for us: {error}") from error
-
-
 def _refuse_unknown(index: Mapping[str, Any], source: str) -> None:
     pipeline = index.get("_class_name")
     if pipeline not in _PIPELINES:
         raise CheckpointRefused(
             f"{source!r} is a {pipeline}; checkpoints of {' and '.join(sorted(_PIPELINES))} are served."
         )
-    for component, expected in _COMPONENTS.items():
+    for component, expected in COMPONENTS.items():
         _, class_name = index.get(component) or (None, None)
         if class_name != expected:
             raise CheckpointRefused(f"The {component} of {source!r} is a {class_name}; a {expected} is needed.")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Safetensors files of one component: the plain ones, else those of the fp16 variant. Never a pickle."""
-    if not folder.is_dir():
-        raise CheckpointMissing(f"The component folder {folder.name!r} is missing beside model_index.json.")
-    found = sorted(folder.glob(f"*{SUFFIX}"))
-    plain = [file for file in found if ".fp16" not in file.name and ".non_ema" not in file.name]
-    half = [file for file in found if ".fp16" in file.name]
-    if plain or half:
-        return plain or half
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        raise CheckpointRefused(
-            f"{folder.name}/{pickles[0]} is a pickle, which can run any code when it is read. "
-            "Convert the checkpoint to safetensors (save_pretrained does) and give that directory."
-        )
-    raise CheckpointMissing(f"The component folder {folder.name!r} holds no {SUFFIX} file.")
 
 
 def _load_network(class_name: str, folder: Path, files: list[Path], placement: Placement) -> Any:
@@ -239,13 +192,13 @@ def _read_defaults(folder: Path, index: Mapping[str, Any], side: int) -> Default
         "height": side,
         "sampler": _SAMPLER_OF_SCHEDULER.get(str(scheduler), "dpmpp_2m"),
     }
-    own = folder / "denoised.json"
+    own = folder / DEFAULTS
     if own.is_file():
         given |= _read_json(own)
     try:
         return Defaults(**given)
     except (ValidationError, TypeError) as error:
-        raise CheckpointRefused(f"denoised.json is not usable: {error}") from error
+        raise CheckpointRefused(f"{DEFAULTS} is not usable: {error}") from error
 
 
 def _size_bytes(network: Any) -> int:

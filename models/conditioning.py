@@ -43,15 +43,16 @@ class TextConditioner:
         """Tokens of a prompt that reach the network, without those that frame it."""
         return self._window - self._frame
 
-    def warn_of_cut(self, prompt: str) -> str | None:
-        """A sentence naming the part of `prompt` behind the token limit, or None when all of it is read."""
+    def warn_of_cut(self, prompt: str, name: str = "prompt") -> str | None:
+        """A sentence naming the part of `prompt` behind the token limit, or None when all of it is read; `name` is
+        what the sentence calls it."""
         tokens = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         count = len(tokens.input_ids)
         if count <= self.token_limit:
             return None
         cut = prompt[tokens.offset_mapping[self.token_limit][0] :].strip()
         return (
-            f"The prompt has {count} tokens and this model reads {self.token_limit}; this part was not read: {cut!r}."
+            f"The {name} has {count} tokens and this model reads {self.token_limit}; this part was not read: {cut!r}."
         )
 
     @torch.inference_mode()

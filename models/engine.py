@@ -23,6 +23,7 @@ from models.autoencoder import Posterior
 from models.batch import step_together
 from models.capacity import Capacity, measure_rows
 from models.checkpoint import Checkpoint
+from models.decode_queue import DecodeQueue
 from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
 from models.meter import LoadFigures, Meter
@@ -37,13 +38,13 @@ log = structlog.get_logger(__name__)
 class EngineSettings:
     """Limits of one engine.
 
-    max_rows: UNet rows of one call at a model's own size; a guided picture takes two. More than the device needs to be
-    busy only makes each step longer. decode_at_once: pictures decoded together when nothing waits for the UNet.
-    prepare_at_once: jobs prepared in one tick, the longest pause newcomers may cause. probe_after_s: clean seconds
-    before a ceiling that out-of-memory lowered rises by a row.
+    max_rows: UNet rows of one call at a model's own size; a guided picture takes two. `warm_up` finds out how many of
+    them are worth it: more than the device needs to be busy only makes each step longer. decode_at_once: pictures
+    decoded together when nothing waits for the UNet. prepare_at_once: jobs prepared in one tick, the longest pause
+    newcomers may cause. probe_after_s: clean seconds before a ceiling that out-of-memory lowered rises by a row.
     """
 
-    max_rows: int = 16
+    max_rows: int = 64
     decode_at_once: int = 8
     prepare_at_once: int = 4
     probe_after_s: float = 120.0
@@ -117,7 +118,9 @@ class Engine:
         self._newcomers: deque[_Job] = deque()
         self._groups: dict[GroupKey, deque[Slot]] = {}
         """Live slots; the slot at the left end has waited longest. The first group has waited longest, too."""
-        self._undecoded: deque[Slot] = deque()
+        self._undecoded = DecodeQueue(self._settings.decode_at_once, self._meter)
+        self._busy_since: float | None = None
+        """End of the last tick, unless the batch was empty then."""
 
     # --- what the worker asks -------------------------------------------------------------------------------------
 
@@ -149,11 +152,19 @@ class Engine:
         return {job.id: self._progress_of(job) for job in self._jobs.values() if job.slots}
 
     def preview(self, job_id: str) -> np.ndarray | None:
-        """The first picture as the network sees it now (predicted x0): uint8 (H, W, 3); None before its first step."""
+        """The first picture as the network sees it now (predicted x0): uint8 (H, W, 3); None before its first step,
+        and when it cannot be decoded, which harms nobody. Takes a decode of one picture."""
         job = self._jobs.get(job_id)
         if job is None or not job.slots or job.slots[0].predicted_x0 is None:
             return None
-        return job.checkpoint.autoencoder.decode(job.slots[0].predicted_x0[None])[0]
+        try:
+            return job.checkpoint.autoencoder.decode(job.slots[0].predicted_x0[None])[0]
+        except RuntimeError as error:
+            if is_sticky(error):
+                raise
+            release_cached_memory(job.checkpoint.denoiser.device)
+            log.warning("no preview", job=job_id, error=repr(error))
+            return None
 
     def loads(self) -> dict[str, LoadFigures]:
         """Measured speed and load per model."""
@@ -183,18 +194,23 @@ class Engine:
             self._newcomers.remove(job)
         for key in list(self._groups):
             self._set_group(key, (slot for slot in self._groups[key] if slot.job_id != job_id))
-        self._undecoded = deque(slot for slot in self._undecoded if slot.job_id != job_id)
+        self._undecoded.drop(job_id)
         return True
 
     def step(self) -> list[Event]:
         """One tick. Returns what happened to jobs; raises only what ends the process (a lost device)."""
+        started = time.monotonic() if self._busy_since is None else self._busy_since
         events = self._prepare_newcomers()
         key = next(iter(self._groups), None)
         if key is not None:
             events += self._step_group(key)
-        return events + self._decode_some()
+        events += self._decode_some()
+        ended = time.monotonic()
+        self._meter.ticked(ended - started)
+        self._busy_since = None if self.is_idle else ended
+        return events
 
-    def warm_up(self, checkpoint: Checkpoint, max_step_s: float = 2.0) -> int:
+    def warm_up(self, checkpoint: Checkpoint, max_step_s: float = 1.0) -> int:
         """Run every network once and measure the rows beyond which no call is worth growing; returns that ceiling."""
         rows = measure_rows(checkpoint, self._settings.max_rows, max_step_s)
         side = checkpoint.denoiser.sample_size
@@ -231,7 +247,10 @@ class Engine:
     def _prepare(self, job: _Job) -> Event:
         request, checkpoint = job.request, job.checkpoint
         table = step_table_of(request, checkpoint)
-        warnings = [checkpoint.conditioner.warn_of_cut(text) for text in dict.fromkeys(_prompts_of(request))]
+        warnings = [
+            checkpoint.conditioner.warn_of_cut(text, name)
+            for text, name in zip(_prompts_of(request), ("prompt", "negative prompt"), strict=False)
+        ]
         states = checkpoint.conditioner.encode(_prompts_of(request))
         conditioning = Conditioning(states[0], states[1] if request.has_guidance else None, request.guidance_scale)
         posterior = None
@@ -265,19 +284,19 @@ class Engine:
 
     def _step_group(self, key: GroupKey) -> list[Event]:
         """One call for the slots of a group whose turn it is; they go behind their neighbours, the group behind the
-        other groups. What did not fit into memory is tried again in halves until one slot alone has failed."""
-        slots = self._take_turn(key)
+        other groups, whatever came of it."""
+        slots, rows_at_once = self._take_turn(key), self._capacity.rows(key)
         started = time.monotonic()
         try:
-            broken = step_together(self._jobs[slots[0].job_id].checkpoint.denoiser, slots)
+            broken = step_together(self._jobs[slots[0].job_id].checkpoint.denoiser, slots, rows_at_once)
         except Exception as error:  # noqa: BLE001 (the boundary of a call: what fails alone fails, the rest goes on)
             if is_sticky(error):
                 raise
-            return self._step_failed(key, slots, error)
-        self._meter.stepped(key, sum(slot.rows for slot in slots), len(slots), time.monotonic() - started)
-        events: list[Event] = [
-            self._break(job_id, NotFinite(_NOT_FINITE)) for job_id in dict.fromkeys(slot.job_id for slot in broken)
-        ]
+            events = self._step_failed(key, slots, error)
+        else:
+            self._meter.stepped(key, sum(slot.rows for slot in slots), len(slots), time.monotonic() - started)
+            job_ids = dict.fromkeys(slot.job_id for slot in broken)
+            events = [self._break(job_id, NotFinite(_NOT_FINITE)) for job_id in job_ids]
         self._settle_done(key)
         self._yield_turn(key, slots)
         return events
@@ -294,40 +313,31 @@ class Engine:
         return chosen
 
     def _step_failed(self, key: GroupKey, slots: Sequence[Slot], error: Exception) -> list[Event]:
-        """Nothing was committed. Memory: the next tick tries half. Anything else: find out whose fault it is."""
+        """Nothing was committed. Memory: the next turn tries half, down to row by row. Anything else: whose fault?"""
+        rows = sum(slot.rows for slot in slots)
         if is_out_of_memory(error):
             release_cached_memory(slots[0].latents.device)
             self._meter.counters["oom_splits"] += 1
-            rows = sum(slot.rows for slot in slots)
-            if len(slots) > 1:
-                ceiling = self._capacity.lower(key, rows)
-                log.warning("out of memory", group=key, rows=rows, ceiling=ceiling)
+            if min(rows, self._capacity.rows(key)) > 1:
+                log.warning("out of memory", group=key, rows=rows, ceiling=self._capacity.lower(key, rows))
                 return []
-            # Alone: one more try, row by row; then it does not fit this device.
-            return self._alone(key, slots[0], OutOfMemory(_TOO_LARGE))
-        if len(slots) == 1:
-            return [self._fault(slots[0].job_id, error)]
-        log.warning("a step failed; its slots are tried one by one", group=key, error=repr(error))
+        if len(slots) > 1:
+            log.warning("a step failed; its slots are tried one by one", group=key, error=repr(error))
         events: list[Event] = []
         for slot in slots:
             if slot.job_id in self._jobs:
-                events += self._alone(key, slot, None)
-        self._settle_done(key)
-        self._yield_turn(key, slots)
+                events += self._step_alone(slot)
         return events
 
-    def _alone(self, key: GroupKey, slot: Slot, verdict: GenerationError | None) -> list[Event]:
-        """Step one slot by itself; when that fails too, its job is broken (by `verdict`, or by what was raised)."""
+    def _step_alone(self, slot: Slot) -> list[Event]:
+        """Step one slot by itself, row by row; when that fails too, its job is broken."""
         try:
-            denoiser = self._jobs[slot.job_id].checkpoint.denoiser
-            if step_together(denoiser, [slot], rows_at_once=1):
-                return [self._break(slot.job_id, NotFinite(_NOT_FINITE))]
+            broken = step_together(self._jobs[slot.job_id].checkpoint.denoiser, [slot], rows_at_once=1)
         except Exception as error:  # noqa: BLE001 (see _step_group)
             if is_sticky(error):
                 raise
-            return [self._break(slot.job_id, verdict) if verdict else self._fault(slot.job_id, error)]
-        self._settle_done(key)
-        return []
+            return [self._fault(slot.job_id, error)]
+        return [self._break(slot.job_id, NotFinite(_NOT_FINITE))] if broken else []
 
     def _settle_done(self, key: GroupKey) -> None:
         """Move finished slots from the group to the decode queue."""
@@ -336,7 +346,7 @@ class Engine:
             if slot.is_done:
                 job = self._jobs[slot.job_id]
                 job.denoised_at = time.monotonic()
-                self._undecoded.append(slot)
+                self._undecoded.add(slot, job.checkpoint.autoencoder)
         self._set_group(key, (slot for slot in group if not slot.is_done))
 
     def _yield_turn(self, key: GroupKey, stepped: Sequence[Slot]) -> None:
@@ -357,57 +367,19 @@ class Engine:
     # --- decode ---------------------------------------------------------------------------------------------------
 
     def _decode_some(self) -> list[Event]:
-        """Decode the oldest finished slots of one kind: what takes about as long as a step while others wait for the
-        UNet, at least one picture, or a full batch when nobody waits."""
-        if not self._undecoded:
-            return []
-        key = self._undecoded[0].key
-        limit = self._settings.decode_at_once
-        if self._groups:
-            limit = min(limit, self._meter.pictures_per_step(key))
-        chosen = [slot for slot in self._undecoded if slot.key == key][:limit]
-        started = time.monotonic()
-        try:
-            pictures = self._decode(chosen)
-        except Exception as error:  # noqa: BLE001 (see _step_group)
-            if is_sticky(error):
-                raise
-            return self._decode_failed(chosen, error)
-        self._meter.decoded(key, len(chosen), time.monotonic() - started)
-        taken = set(chosen)
-        self._undecoded = deque(slot for slot in self._undecoded if slot not in taken)
-        events = (self._keep(slot, picture) for slot, picture in zip(chosen, pictures, strict=True))
-        return [event for event in events if event is not None]
-
-    def _decode(self, slots: Sequence[Slot]) -> list[np.ndarray | None]:
-        checkpoint = self._jobs[slots[0].job_id].checkpoint
-        return checkpoint.autoencoder.decode(torch.stack([slot.latents for slot in slots]))
-
-    def _decode_failed(self, slots: Sequence[Slot], error: Exception) -> list[Event]:
-        """One by one; a picture that fails alone breaks its job."""
-        if is_out_of_memory(error):
-            self._meter.counters["oom_splits"] += 1
-            release_cached_memory(slots[0].latents.device)
         events: list[Event | None] = []
-        for slot in slots:
+        for slot, picture in self._undecoded.decode_some(is_step_waiting=bool(self._groups)):
             if slot.job_id not in self._jobs:
-                continue
-            try:
-                picture = self._decode([slot])[0]
-            except Exception as alone:  # noqa: BLE001 (see _step_group)
-                if is_sticky(alone):
-                    raise
-                events.append(self._fault(slot.job_id, alone))
-                continue
-            self._undecoded.remove(slot)
-            events.append(self._keep(slot, picture))
+                continue  # broken by a picture before it
+            if isinstance(picture, Exception):
+                events.append(self._fault(slot.job_id, picture))
+            else:
+                events.append(self._keep(slot, picture))
         return [event for event in events if event is not None]
 
     def _keep(self, slot: Slot, picture: np.ndarray | None) -> Event | None:
         """Put a picture to its job; the last one ends it."""
-        job = self._jobs.get(slot.job_id)
-        if job is None:
-            return None
+        job = self._jobs[slot.job_id]
         if picture is None:
             return self._break(job.id, NotFinite("The decoded picture is not finite; try another seed or sampler."))
         job.pictures[slot.index] = picture
@@ -428,9 +400,15 @@ class Engine:
     # --- faults ---------------------------------------------------------------------------------------------------
 
     def _prepare_or_break(self, job: _Job) -> Event:
-        """The per-job boundary of preparation: whatever it raises is this job's own fault."""
+        """The per-job boundary of preparation: whatever it raises is this job's own fault; memory gets a second try."""
         try:
-            return self._prepare(job)
+            try:
+                return self._prepare(job)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                release_cached_memory(job.checkpoint.denoiser.device)
+                return self._prepare(job)
         except Exception as error:  # noqa: BLE001 (see above)
             if is_sticky(error):
                 raise

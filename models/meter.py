@@ -15,6 +15,8 @@ from models.slot import GroupKey, Slot
 
 _WEIGHT = 0.2
 """Of the newest value in a running average: about the last ten count."""
+_SLOW_WEIGHT = 0.03
+"""For speeds, which must even out the ticks that prepare or decode: about the last seventy count."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Meter:
         self._step_s: dict[GroupKey, float] = {}
         self._decode_s: dict[GroupKey, float] = {}
         self._rows: dict[str, float] = {}
-        self._speed: dict[str, float] = {}
+        self._tick_cost: dict[str, float] = {}
+        """Row-steps of the tick that is running, per model."""
+        self._cost: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        """Running averages per tick; their ratio is a model's speed beside whatever else the device does."""
 
     def know(self, checkpoint: Checkpoint) -> None:
         self._areas[checkpoint.name] = checkpoint.denoiser.sample_size**2
@@ -53,7 +59,14 @@ class Meter:
         self.counters["step_seconds"] += seconds
         _average(self._step_s, key, seconds)
         _average(self._rows, key.network, rows)
-        _average(self._speed, key.network, rows * self._relative_area(key) / max(seconds, 1e-9))
+        self._tick_cost[key.network] = self._tick_cost.get(key.network, 0.0) + rows * self._relative_area(key)
+
+    def ticked(self, seconds: float) -> None:
+        """Count one tick of `seconds`, with preparation, decoding and everything between it and the one before."""
+        for network in {*self._cost, *self._tick_cost}:
+            _average(self._cost, network, self._tick_cost.get(network, 0.0), _SLOW_WEIGHT)
+            _average(self._seconds, network, seconds, _SLOW_WEIGHT)
+        self._tick_cost.clear()
 
     def decoded(self, key: GroupKey, pictures: int, seconds: float) -> None:
         self.counters["decode_seconds"] += seconds
@@ -85,16 +98,20 @@ class Meter:
     def _load(self, name: str, slots: Sequence[Slot]) -> LoadFigures:
         steps = [seconds for key, seconds in self._step_s.items() if key.network == name]
         return LoadFigures(
-            cost_per_s=self._speed.get(name),
+            cost_per_s=self._speed(name),
             cost_in_flight=sum(slot.rows * slot.steps_left * self._relative_area(slot.key) for slot in slots),
             slots=len(slots),
             rows_per_step=self._rows.get(name),
             step_s=sum(steps) / len(steps) if steps else None,
         )
 
+    def _speed(self, name: str) -> float | None:
+        seconds = self._seconds.get(name)
+        return self._cost[name] / seconds if seconds and self._cost[name] else None
+
     def _relative_area(self, key: GroupKey) -> float:
         return key.shape[1] * key.shape[2] / self._areas.get(key.network, key.shape[1] * key.shape[2])
 
 
-def _average(averages: dict[Any, float], key: Any, value: float) -> None:
-    averages[key] = value if key not in averages else (1 - _WEIGHT) * averages[key] + _WEIGHT * value
+def _average(averages: dict[Any, float], key: Any, value: float, weight: float = _WEIGHT) -> None:
+    averages[key] = value if key not in averages else (1 - weight) * averages[key] + weight * value

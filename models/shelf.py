@@ -6,10 +6,13 @@ of queues: who is served next is the worker's decision.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
-from models.checkpoint import SUFFIX, Checkpoint, find_folder, load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.checkpoint_files import find_folder, weight_files
 from models.device import Placement, release_cached_memory
 from models.errors import CheckpointMissing, CheckpointRefused
 
@@ -23,6 +26,8 @@ class Shelf:
         self._placement = placement
         self._budget_bytes = budget_bytes
         self._loaded: OrderedDict[str, Checkpoint] = OrderedDict()
+        self._folders: dict[str, Path] = {}
+        """Where each source was found the first time, so that a model that left comes back as the same one."""
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._sources)
@@ -42,9 +47,9 @@ class Shelf:
         if name not in self._sources:
             raise CheckpointMissing(f"No model is called {name!r}; there are {', '.join(self._sources)}.")
         if name not in self._loaded:
-            if not self._make_room(self._size_on_disk(name), name, in_use):
+            if not self._make_room(self._size_of(name), name, in_use):
                 return None
-            self._loaded[name] = load_checkpoint(name, self._sources[name], self._placement)
+            self._loaded[name] = load_checkpoint(name, str(self._folder(name)), self._placement)
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
@@ -72,17 +77,19 @@ class Shelf:
             self.evict(loaded)
         return True
 
-    def _size_on_disk(self, name: str) -> int:
+    def _folder(self, name: str) -> Path:
+        if name not in self._folders:
+            self._folders[name] = find_folder(self._sources[name])
+        return self._folders[name]
+
+    def _size_of(self, name: str) -> int:
         """Bytes the weights will take in memory: their elements on disk, in the precision they are loaded with."""
         from safetensors import safe_open
 
-        total = 0
-        for file in find_folder(self._sources[name]).glob(f"*/*{SUFFIX}"):
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                    shape = tensors.get_slice(key).get_shape()
-                    elements = 1
-                    for side in shape:
-                        elements *= side
-                    total += elements * self._placement.dtype.itemsize
-        return total
+        elements = 0
+        for files in weight_files(self._folder(name)).values():
+            for file in files:
+                with safe_open(file, framework="pt") as tensors:
+                    shapes = (tensors.get_slice(key).get_shape() for key in tensors.keys())  # noqa: SIM118 (no dict)
+                    elements += sum(math.prod(shape) for shape in shapes)
+        return elements * self._placement.dtype.itemsize

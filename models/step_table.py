@@ -17,7 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ MAX_REGISTERS = 4
 
 TOLERANCE = 1e-5
 """Largest relative error of a table against its scheduler; some schedulers cast to float32 inside `step`."""
+
+T = TypeVar("T")
 
 _SAMPLE, _OUTPUT, _NOISE, _INPUTS = 0, 1, 2, 3
 _BASIS_SIZE = _INPUTS + 8
@@ -122,34 +124,48 @@ def compile_step_table(
 class StepTables:
     """The step tables of one checkpoint, compiled when first asked for; the least recently used are forgotten.
 
-    Safe to share between threads. Strengths that keep the same number of steps share one table.
+    Safe to share between threads: a table is compiled once however many want it, and holds up nobody who wants another.
+    Strengths that keep the same number of steps share one table.
     """
 
     def __init__(self, scheduler_config: Mapping[str, Any], capacity: int = 256) -> None:
         """`scheduler_config` is the checkpoint's `scheduler_config.json`; a table of 50 rows takes about 10 kB."""
         self._scheduler_config = dict(scheduler_config)
         self._capacity = capacity
-        self._schedulers: dict[tuple[str, str], Any] = {}
-        self._tables: OrderedDict[_Plan, StepTable] = OrderedDict()
+        self._schedulers: dict[tuple[str, str], _Once[Any]] = {}
+        self._tables: OrderedDict[_Plan, _Once[StepTable]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, sampler: str, noise_schedule: str, num_inference_steps: int, strength: float | None) -> StepTable:
         """The table for a request; arguments and errors as for `compile_step_table`."""
         plan = _plan(self._scheduler_config, (sampler, noise_schedule), num_inference_steps, strength)
         with self._lock:
-            if plan not in self._tables:
-                self._tables[plan] = _compile(self._scheduler(plan.sampler, plan.noise_schedule), plan)
+            table = self._tables.setdefault(plan, _Once())
             self._tables.move_to_end(plan)
             while len(self._tables) > self._capacity:
                 self._tables.popitem(last=False)
-            return self._tables[plan]
+        return table.get(lambda: _compile(self._scheduler(plan.sampler, plan.noise_schedule), plan))
 
     def _scheduler(self, sampler: str, noise_schedule: str) -> Any:
         """One never stepped scheduler per name, to be copied: building kdpm2 takes longer than compiling it."""
         name = (sampler, noise_schedule)
-        if name not in self._schedulers:
-            self._schedulers[name] = build_scheduler(self._scheduler_config, *name)
-        return self._schedulers[name]
+        with self._lock:
+            scheduler = self._schedulers.setdefault(name, _Once())
+        return scheduler.get(lambda: build_scheduler(self._scheduler_config, *name))
+
+
+class _Once(Generic[T]):
+    """A value that the first caller makes while others who want it wait; one who fails leaves it to the next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._value: T | None = None
+
+    def get(self, make: Callable[[], T]) -> T:
+        with self._lock:
+            if self._value is None:
+                self._value = make()
+            return self._value
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from models.autoencoder import Autoencoder
 from models.checkpoint import load_checkpoint
+from models.checkpoint_files import files_to_fetch
 from models.device import choose_placement, is_out_of_memory, is_sticky
 from models.errors import CheckpointError, CheckpointMissing, CheckpointRefused
 from models.shelf import Shelf
@@ -135,6 +136,31 @@ def test_a_hub_model_is_loaded_from_the_local_cache_by_its_id(
     assert load_checkpoint("tiny", "someone/tiny", CPU).token_limit == CONTEXT - 2
 
 
+def test_only_what_is_read_is_fetched_from_the_hub() -> None:
+    repository = """
+        README.md model_index.json v1-5-pruned.safetensors v1-5-pruned.ckpt
+        feature_extractor/preprocessor_config.json safety_checker/model.safetensors safety_checker/config.json
+        scheduler/scheduler_config.json tokenizer/merges.txt tokenizer/vocab.json tokenizer/tokenizer_config.json
+        text_encoder/config.json text_encoder/model.safetensors text_encoder/model.fp16.safetensors
+        text_encoder/pytorch_model.bin unet/config.json unet/diffusion_pytorch_model.safetensors.index.json
+        unet/diffusion_pytorch_model-00001-of-00002.safetensors unet/diffusion_pytorch_model-00002-of-00002.safetensors
+        unet/diffusion_pytorch_model.non_ema.safetensors vae/config.json vae/diffusion_pytorch_model.fp16.safetensors
+    """
+    fetched = {str(name) for name in files_to_fetch([PurePosixPath(name) for name in repository.split()])}
+    left = {name for name in repository.split() if name not in fetched}
+    assert left == {
+        "README.md",
+        "v1-5-pruned.safetensors",
+        "v1-5-pruned.ckpt",
+        "feature_extractor/preprocessor_config.json",
+        "safety_checker/model.safetensors",
+        "safety_checker/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+    }
+
+
 def test_a_directory_without_an_index_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointMissing, match=r"model_index\.json"):
         load_checkpoint("tiny", str(tmp_path), CPU)
@@ -171,6 +197,14 @@ def test_a_model_larger_than_the_budget_is_refused_and_evicts_nobody(original: P
     assert shelf.is_loaded("one")
     with pytest.raises(CheckpointMissing, match="'four'"):
         shelf.get("four")
+
+
+def test_the_shelf_counts_the_weights_that_are_loaded_and_no_others(original: Path, folder: Path) -> None:
+    size = load_checkpoint("one", str(original), CPU).size_bytes
+    for file in folder.glob("*/*.safetensors"):
+        shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+    shelf = Shelf({"one": str(folder)}, CPU, budget_bytes=size + 1000)
+    assert shelf.get("one") is not None
 
 
 def test_a_decode_that_overflows_in_half_precision_is_repeated_in_float32(original: Path) -> None:

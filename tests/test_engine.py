@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.autoencoder import Autoencoder, Posterior
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.denoiser import Denoiser
 from models.device import choose_placement
@@ -328,6 +329,75 @@ def test_a_guided_picture_that_fits_only_row_by_row_is_finished(checkpoint: Chec
     events = run_to_end(engine)
     assert difference(drawn(events)["tight"].pictures[0], draw_alone(checkpoint, make_request())) <= TOLERANCE
     assert 1 in tried
+
+
+def test_a_picture_that_fits_only_row_by_row_takes_turns_like_any_other(checkpoint: Checkpoint) -> None:
+    order: list[tuple[int, int]] = []
+
+    def fault(latents: Tensor, _context: Tensor) -> None:
+        order.append((latents.shape[-1], len(latents)))
+        if latents.shape[-1] > 8 and len(latents) > 1:
+            raise torch.OutOfMemoryError("too wide")
+
+    faulty = with_fault(checkpoint, fault)
+    engine = Engine()
+    engine.admit("wide", make_request(width=96, num_inference_steps=3), faulty)
+    engine.admit("narrow", make_request(num_inference_steps=3), faulty)
+    assert not broken(run_to_end(engine))
+    assert order == [(12, 2), (8, 2), (12, 1), (12, 1), (8, 2), (12, 1), (12, 1), (8, 2), (12, 1), (12, 1)]
+
+
+def test_a_preview_that_cannot_be_decoded_harms_nobody(checkpoint: Checkpoint) -> None:
+    class SmallMemoryAutoencoder(Autoencoder):
+        is_full = False
+
+        def decode(self, latents: Tensor) -> list[np.ndarray | None]:
+            if self.is_full:
+                raise torch.OutOfMemoryError("no room")
+            return super().decode(latents)
+
+    autoencoder = SmallMemoryAutoencoder(checkpoint.autoencoder._vae)
+    engine = Engine()
+    engine.admit("any", make_request(), dataclasses.replace(checkpoint, autoencoder=autoencoder))
+    engine.step()
+    autoencoder.is_full = True
+    assert engine.preview("any") is None
+    autoencoder.is_full = False
+    assert set(drawn(run_to_end(engine))) == {"any"}
+
+
+def test_memory_that_is_short_while_a_job_is_prepared_gets_a_second_try(checkpoint: Checkpoint) -> None:
+    class ShortOnce(Autoencoder):
+        tries = 0
+
+        def encode(self, image: Image.Image, width: int, height: int) -> Posterior:
+            self.tries += 1
+            if self.tries == 1:
+                raise torch.OutOfMemoryError("a spike")
+            return super().encode(image, width, height)
+
+    autoencoder = ShortOnce(checkpoint.autoencoder._vae)
+    request, upload = make_request(strength=0.5), make_upload(1, 64, 64)
+    engine = Engine()
+    engine.admit("any", request, dataclasses.replace(checkpoint, autoencoder=autoencoder), upload)
+    picture = drawn(run_to_end(engine))["any"].pictures[0]
+    assert autoencoder.tries == 2
+    assert difference(picture, draw_alone(checkpoint, request, upload)) <= TOLERANCE
+
+
+def test_a_decode_that_does_not_fit_is_tried_one_by_one(checkpoint: Checkpoint) -> None:
+    class OneAtATime(Autoencoder):
+        def decode(self, latents: Tensor) -> list[np.ndarray | None]:
+            if len(latents) > 1:
+                raise torch.OutOfMemoryError("no room")
+            return super().decode(latents)
+
+    autoencoder = OneAtATime(checkpoint.autoencoder._vae)
+    engine = Engine()
+    engine.admit("four", make_request(num_images=4), dataclasses.replace(checkpoint, autoencoder=autoencoder))
+    four = drawn(run_to_end(engine))["four"]
+    for index, picture in enumerate(four.pictures):
+        assert difference(picture, draw_alone(checkpoint, make_request(seed=7 + index))) <= TOLERANCE
 
 
 def test_what_does_not_fit_even_alone_fails_and_the_rest_goes_on(checkpoint: Checkpoint) -> None:

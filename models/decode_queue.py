@@ -1,0 +1,74 @@
+"""Finished latents on their way to pixels, in pieces that do not hold up the steps of others.
+
+Owns the order of decoding and what happens when a decode fails. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from models.autoencoder import Autoencoder
+from models.device import is_out_of_memory, is_sticky, release_cached_memory
+from models.meter import Meter
+from models.slot import Slot
+
+Decoded = tuple[Slot, np.ndarray | Exception | None]
+"""A slot with its picture, uint8 (H, W, 3); None where it is not finite; what was raised where it failed alone."""
+
+
+class DecodeQueue:
+    """Slots that have taken their last step, oldest first."""
+
+    def __init__(self, at_once: int, meter: Meter) -> None:
+        """`at_once`: pictures decoded together when nothing waits for the UNet."""
+        self._at_once = at_once
+        self._meter = meter
+        self._waiting: deque[tuple[Slot, Autoencoder]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, slot: Slot, autoencoder: Autoencoder) -> None:
+        self._waiting.append((slot, autoencoder))
+
+    def drop(self, job_id: str) -> None:
+        self._waiting = deque(entry for entry in self._waiting if entry[0].job_id != job_id)
+
+    def decode_some(self, is_step_waiting: bool) -> list[Decoded]:
+        """Decode the oldest slots of one kind: what takes about as long as a step when one is waiting (at least one
+        picture), else a full batch. Raises only what ends the process."""
+        if not self._waiting:
+            return []
+        key, autoencoder = self._waiting[0][0].key, self._waiting[0][1]
+        limit = min(self._at_once, self._meter.pictures_per_step(key)) if is_step_waiting else self._at_once
+        slots = [slot for slot, _ in self._waiting if slot.key == key][:limit]
+        taken = set(slots)
+        self._waiting = deque(entry for entry in self._waiting if entry[0] not in taken)
+        started = time.monotonic()
+        try:
+            pictures = autoencoder.decode(torch.stack([slot.latents for slot in slots]))
+        except Exception as error:  # noqa: BLE001 (the boundary of a call: what fails alone fails, the rest goes on)
+            if is_sticky(error):
+                raise
+            return self._one_by_one(slots, autoencoder, error)
+        self._meter.decoded(key, len(slots), time.monotonic() - started)
+        return list(zip(slots, pictures, strict=True))
+
+    def _one_by_one(self, slots: Sequence[Slot], autoencoder: Autoencoder, error: Exception) -> list[Decoded]:
+        if is_out_of_memory(error):
+            self._meter.counters["oom_splits"] += 1
+            release_cached_memory(slots[0].latents.device)
+        decoded: list[Decoded] = []
+        for slot in slots:
+            try:
+                decoded.append((slot, autoencoder.decode(slot.latents[None])[0]))
+            except Exception as alone:  # noqa: BLE001 (see decode_some)
+                if is_sticky(alone):
+                    raise
+                decoded.append((slot, alone))
+        return decoded

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -269,6 +271,76 @@ def test_tables_are_compiled_once_and_the_oldest_are_forgotten() -> None:
     tables.get("ddim", "default", 11, None)
     tables.get("ddim", "default", 12, None)
     assert tables.get("ddim", "default", 10, 0.6) is not first
+
+
+class HeldBuild:
+    """Builds as ever, but tells when a scheduler of one name is begun, and waits there until let go."""
+
+    def __init__(self, held: str) -> None:
+        self.held, self.begun, self.let_go, self.count = held, threading.Event(), threading.Event(), 0
+
+    def __call__(self, config: dict[str, Any], *name: str) -> Any:
+        if name[0] == self.held:
+            self.count += 1
+            self.begun.set()
+            assert self.let_go.wait(60)
+        return build_once(json.dumps(config), *name)
+
+
+def test_a_table_that_is_being_compiled_holds_up_nobody_who_wants_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = HeldBuild("unipc")
+    monkeypatch.setattr(step_table, "build_scheduler", build)
+    tables = StepTables(EPSILON_CONFIG)
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(tables.get, "unipc", "default", 4, None)
+        assert build.begun.wait(60)
+        try:
+            assert len(threads.submit(tables.get, "ddim", "default", 4, None).result(60)) == 4
+            assert not slow.done()
+        finally:
+            build.let_go.set()
+        assert slow.result(60) is tables.get("unipc", "default", 4, None)
+
+
+def test_a_table_that_several_threads_want_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = HeldBuild("unipc")
+    compiled: list[Any] = []
+    compile_table = step_table._compile
+
+    def count(*arguments: Any) -> StepTable:
+        compiled.append(arguments)
+        return compile_table(*arguments)
+
+    monkeypatch.setattr(step_table, "build_scheduler", build)
+    monkeypatch.setattr(step_table, "_compile", count)
+    tables = StepTables(EPSILON_CONFIG)
+    everybody = threading.Barrier(4)
+
+    def want() -> StepTable:
+        everybody.wait(60)
+        return tables.get("unipc", "default", 4, None)
+
+    with ThreadPoolExecutor(4) as threads:
+        wanted = [threads.submit(want) for _ in range(4)]
+        assert build.begun.wait(60)
+        build.let_go.set()
+        assert {id(future.result(60)) for future in wanted} == {id(tables.get("unipc", "default", 4, None))}
+    assert len(compiled) == build.count == 1
+
+
+def test_a_compilation_that_fails_is_tried_again_by_who_asks_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [MemoryError("no room")]
+
+    def build(config: dict[str, Any], *name: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return build_once(json.dumps(config), *name)
+
+    monkeypatch.setattr(step_table, "build_scheduler", build)
+    tables = StepTables(EPSILON_CONFIG)
+    with pytest.raises(MemoryError):
+        tables.get("ddim", "default", 4, None)
+    assert len(tables.get("ddim", "default", 4, None)) == 4
 
 
 def test_compiling_leaves_the_global_generator_alone() -> None:

@@ -67,9 +67,14 @@ class Bench:
         assert self.client.zadd(held.lease.keys.lease, {member: time.time() - 1}, xx=True, ch=True) == 1
 
     def keep_up(self, age_s: float = 30.0) -> int:
-        settings = WorkerSettings(models={"fake": "fake"}, recovery_age_s=age_s, maintenance_interval_s=1)
-        self.client.delete(key("upkeep"))
-        return Recovery(self.client, self.board, settings, lambda record: self.tell(record.id)).run()
+        self.client.delete(key("recovery", "fake"))
+        return self.recovery("fake", age_s=age_s).run()
+
+    def recovery(self, *models: str, age_s: float = 30.0) -> Recovery:
+        settings = WorkerSettings(
+            models={name: name for name in models}, recovery_age_s=age_s, maintenance_interval_s=100
+        )
+        return Recovery(self.client, self.board, settings, lambda record: self.tell(record.id))
 
     def tell(self, job_id: str) -> None:
         record = self.leases.read(job_id)
@@ -282,7 +287,7 @@ def test_a_job_that_was_handed_back_with_blame_counts_a_death(bench: Bench) -> N
     assert bench.record_field(job_id, "deaths") == b"1"
 
 
-# --- upkeep -----------------------------------------------------------------------------------------------------------
+# --- recovery ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_abandoned_job_is_queued_again_at_the_front_and_rings(bench: Bench) -> None:
@@ -296,6 +301,17 @@ def test_an_abandoned_job_is_queued_again_at_the_front_and_rings(bench: Bench) -
     assert [raw.decode() for raw in bench.client.lrange(held.lease.keys.queue, 0, -1)] == [job_id, other]
     assert bench.client.llen(key("doorbell", "fake")) == 1
     assert bench.status(job_id) == "queued"
+
+
+def test_workers_of_different_models_do_not_wait_for_each_others_rounds(bench: Bench) -> None:
+    bench.submit()
+    held = bench.claim()
+    bench.expire(held)
+    assert bench.recovery("other").run() == 0
+    assert bench.recovery("other", "fake").run() == 1  # its own model has not been looked after yet
+    held = bench.claim()
+    bench.expire(held)
+    assert bench.recovery("fake").run() == 0  # somebody has just been here
 
 
 def test_rqs_own_clean_up_does_no_harm(bench: Bench) -> None:

@@ -21,7 +21,7 @@ Where is it? One key each, `denoised:` in front:
     events                    stream  job, kind: one entry whenever a document changes
     catalogue                 hash    model name -> ModelEntry; stays when its worker is gone
     workers                   hash    worker name -> WorkerBeat; an older beat than BEAT_TTL_S is a dead worker
-    upkeep                    string  held by the worker that looks after lost jobs at the moment; expires by itself
+    recovery:<model>          string  a worker has just looked for this model's lost jobs; expires by itself
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ def slug(name: str) -> str:
 def queue_name(model: str, priority: Priority, tenant: str) -> str:
     """Name of the RQ queue of one (model, priority, tenant)."""
     return ".".join((slug(model), priority, slug(tenant)))
+
+
+def is_queue_of(name: str, model: str) -> bool:
+    """True when `name` is what `queue_name` makes for this model and some priority and tenant."""
+    parts = name.split(".")
+    return len(parts) == 3 and parts[0] == slug(model) and parts[1] in PRIORITIES
 
 
 # --- a job ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 
 from workers import scripts
 from workers.board import JobBoard
-from workers.contract import JobRecord, key, slug
+from workers.contract import JobRecord, is_queue_of, key
 from workers.forecast import read_beat
 from workers.jobkeys import intermediate_key, job_keys, lease_key, queue_key, read_record, text
 from workers.settings import WorkerSettings
@@ -54,13 +54,17 @@ class Recovery:
         self._forget = client.register_script(scripts.FORGET_QUEUE)
 
     def run(self) -> int:
-        """One round, unless another worker has just made one; returns how many jobs were queued again."""
-        # A little less than the interval: whoever comes first after it makes the next round.
-        if not self._redis.set(key("upkeep"), 1, nx=True, px=max(1, int(self._interval_s * 900))):
-            return 0
-        recovered = sum(self._look_after(model) for model in self._models)
+        """One round over each model nobody else has just looked after; returns how many jobs were queued again.
+
+        The workers of a model share its rounds; each model has its own, since not every worker serves all of them.
+        """
+        recovered = sum(self._look_after(model) for model in self._models if self._is_ours_now(model))
         self._forget_silent_workers()
         return recovered
+
+    def _is_ours_now(self, model: str) -> bool:
+        # A little less than the interval: whoever comes first after it makes the next round.
+        return bool(self._redis.set(key("recovery", model), 1, nx=True, px=max(1, int(self._interval_s * 900))))
 
     def _look_after(self, model: str) -> int:
         names = self._queue_names(model)
@@ -114,7 +118,7 @@ class Recovery:
         prefix = Queue.redis_queue_namespace_prefix
         known = {text(raw) for raw in self._redis.smembers(key("queues", model))}
         of_rq = {text(raw).removeprefix(prefix) for raw in self._redis.smembers(Queue.redis_queues_keys)}
-        strays = sorted(name for name in of_rq - known if name.split(".")[0] == slug(model))
+        strays = sorted(name for name in of_rq - known if is_queue_of(name, model))
         with self._redis.pipeline(transaction=False) as pipe:
             for name in strays:
                 pipe.llen(queue_key(name))

@@ -16,6 +16,7 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
+import redis
 import structlog
 
 from models.errors import Abandoned, GenerationError, InternalError, StoreUnavailable, TimedOut
@@ -23,7 +24,7 @@ from workers.assembly import WorkerParts
 from workers.contract import JobError, Outcome
 from workers.held_job import MOST_DEATHS, HeldJob
 from workers.protocols import Broken, Drawn, Prepared
-from workers.redis_backoff import AWAY
+from workers.redis_backoff import is_away
 
 log = structlog.get_logger(__name__)
 
@@ -226,7 +227,9 @@ class HeldJobs:
         self._parts.admission.crash_point("committed")
         try:
             self._parts.rq.finish(held)
-        except AWAY:
+        except redis.RedisError as error:
+            if not is_away(error):
+                raise
             # The outcome stands; when the lease has run out the recovery tells RQ.
             log.warning("RQ was not told of an end", job=held.id)
             self._parts.rq.executions.pop(held.execution.id, None)

@@ -5,6 +5,7 @@ Owns the back-off of the loop while the server is away, so that steps go on betw
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -13,11 +14,19 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-AWAY = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError, redis.ReadOnlyError)
-"""What a client raises while the server is not there, or takes no writes for the moment: full, or a replica that is
-being promoted. BusyLoadingError is a ConnectionError."""
+_REFUSES = re.compile(r"\b(LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY)\b")
+"""Replies of a server that takes no writes for the moment: its memory or its disk is full, its replicas are missing, or
+it is a replica itself. The client has no class of its own for most of them, and puts words in front in a pipeline."""
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
+
+
+def is_away(error: redis.RedisError) -> bool:
+    """True when the server is not there or refuses everybody: the same call can succeed later."""
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
+        return True
+    is_full = isinstance(error, redis.exceptions.OutOfMemoryError)
+    return is_full or (isinstance(error, redis.ResponseError) and bool(_REFUSES.search(str(error))))
 
 
 class RedisBackoff:
@@ -27,8 +36,6 @@ class RedisBackoff:
         self._clock = clock
         self._wait_s = 0.0
         self._ask_at = 0.0
-        self.up_since = clock()
-        """Since when calls have succeeded."""
 
     @property
     def is_up(self) -> bool:
@@ -39,8 +46,10 @@ class RedisBackoff:
         """True when it is time to ask: always while Redis is there."""
         return self._clock() >= self._ask_at
 
-    def lost(self, error: Exception) -> None:
-        """A call failed."""
+    def lost(self, error: redis.RedisError) -> None:
+        """A call failed. Raises the error again when it is not the server's state that is at fault."""
+        if not is_away(error):
+            raise error
         if self.is_up:
             log.warning("Redis does not answer; steps go on without it", error=str(error))
         self._wait_s = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S, 2 * self._wait_s))
@@ -51,6 +60,5 @@ class RedisBackoff:
         was_away = not self.is_up
         if was_away:
             log.info("Redis is back")
-            self.up_since = self._clock()
         self._wait_s = self._ask_at = 0.0
         return was_away

@@ -14,7 +14,9 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -26,7 +28,8 @@ from workers.assembly import WorkerParts
 from workers.catalogue import describe_model
 from workers.contract import key
 from workers.held_jobs import HeldJobs
-from workers.redis_backoff import AWAY, RedisBackoff
+from workers.protocols import Checkpoint
+from workers.redis_backoff import RedisBackoff
 from workers.reporting import State
 
 log = structlog.get_logger(__name__)
@@ -67,7 +70,7 @@ class Worker:
         """Work until told to end; returns the exit code: 0 when drained, EXIT_FORCED, or EXIT_FATAL."""
         self._install_signal_handlers()
         code, is_blamed = 0, False
-        self._parts.rq.bootstrap(None)
+        self._until_redis_answers(lambda: self._parts.rq.bootstrap(None))
         try:
             self._publish()
             self._parts.heartbeat.start()
@@ -100,13 +103,29 @@ class Worker:
                 continue
             parts.engine.warm_up(checkpoint)
             parts.reporting.warmed.add(name)
-            parts.client.hset(key("catalogue"), name, describe_model(checkpoint).model_dump_json())
+            self._until_redis_answers(partial(self._publish_model, checkpoint))
             parts.heartbeat.ticked()
             log.info("serving", model=name, device=checkpoint.device, dtype=checkpoint.dtype)
             self._publish()
             parts.heartbeat.hurry()
         if not parts.reporting.warmed:
             raise CheckpointError("None of the configured models can be loaded.")
+
+    def _publish_model(self, checkpoint: Checkpoint) -> None:
+        entry = describe_model(checkpoint)
+        self._parts.client.hset(key("catalogue"), entry.name, entry.model_dump_json())
+
+    def _until_redis_answers(self, call: Callable[[], object]) -> None:
+        """At the start there is nothing to do beside it: ask until it succeeds, or until told to end."""
+        while not self._signals:
+            try:
+                call()
+                self._backoff.found()
+                return
+            except redis.RedisError as error:
+                self._backoff.lost(error)
+                self._parts.heartbeat.ticked()
+                self._parts.wake.wait(_NAP_S)
 
     def _leave(self, is_blamed: bool) -> None:
         """Commit what is done, give back what is not, and say good-bye, as far as Redis still answers."""
@@ -150,7 +169,7 @@ class Worker:
         if self._backoff.is_due:
             try:
                 self._talk()
-            except AWAY as error:
+            except redis.RedisError as error:
                 self._backoff.lost(error)
         if not self._parts.engine.is_idle:
             for event in self._parts.engine.step():
@@ -238,7 +257,7 @@ class Worker:
             self._parts.doorbell_client.blpop(
                 [key("doorbell", name) for name in self._parts.shelf.names()], timeout=timeout_s
             )
-        except AWAY as error:
+        except redis.RedisError as error:
             self._backoff.lost(error)
 
 

@@ -233,12 +233,12 @@ def test_jobs_are_listed_by_status(board: JobBoard) -> None:
     assert len(board.list_jobs("ann", limit=10, status="queued")[0]) == 4
 
 
-def test_places_follow_priority_then_turns_of_tenants(board: JobBoard) -> None:
+def test_places_follow_turns_of_tenants_then_priority(board: JobBoard) -> None:
     ann = [board.submit(make_submission("ann"), ENTRY)[0].record.id for _ in range(3)]
     bob = [board.submit(make_submission("bob"), ENTRY)[0].record.id for _ in range(2)]
     low = board.submit(make_submission("ann", priority="low"), ENTRY)[0].record.id
     high = board.submit(make_submission("bob", priority="high"), ENTRY)[0].record.id
-    expected = [high, ann[0], bob[0], ann[1], bob[1], ann[2], low]
+    expected = [ann[0], high, ann[1], bob[0], ann[2], bob[1], low]
     places = {job_id: board.get(job_id).queue_position for job_id in expected}  # type: ignore[union-attr]
     assert places == {job_id: place for place, job_id in enumerate(expected)}
 

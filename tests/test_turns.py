@@ -55,11 +55,17 @@ def test_a_new_tenant_comes_before_those_that_were_served() -> None:
     assert serve(turns, [waiting("sd.normal.ann"), waiting("sd.normal.new")]) == "sd.normal.new"
 
 
-def test_higher_priorities_come_first_and_keep_their_own_turns() -> None:
+def test_a_tenants_higher_priorities_come_first() -> None:
     turns = make_turns()
-    queues = [waiting("sd.low.ann"), waiting("sd.normal.ann"), waiting("sd.high.ann"), waiting("sd.high.bob")]
-    assert [serve(turns, queues) for _ in range(3)] == ["sd.high.ann", "sd.high.bob", "sd.high.ann"]
-    assert serve(turns, queues[:2]) == "sd.normal.ann"
+    queues = [waiting("sd.low.ann"), waiting("sd.normal.ann"), waiting("sd.high.ann")]
+    assert [serve(turns, queues[: 3 - served]) for served in range(3)] == ["sd.high.ann", "sd.normal.ann", "sd.low.ann"]
+
+
+def test_a_tenant_gets_no_more_turns_by_high_priority() -> None:
+    turns = make_turns()
+    queues = [waiting("sd.high.ann", length=60), waiting("sd.low.ann"), waiting("sd.normal.bob"), waiting("sd.low.eve")]
+    for _ in range(3):
+        assert {serve(turns, queues) for _ in range(3)} == {"sd.high.ann", "sd.normal.bob", "sd.low.eve"}
 
 
 def test_loaded_models_take_turns() -> None:

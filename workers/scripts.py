@@ -301,14 +301,17 @@ return found
 
 PLACE = """
 -- KEYS: queues set, costs. ARGV: prefix of RQ's queue keys, job, name of its queue.
--- Returns the jobs that should start before this one, and their cost; nothing when it is not queued. All of a higher
--- priority are before it; of each other tenant those that are not further back in their queue than this one in its own,
--- and of two equally far back the older one.
+-- Returns the jobs that should start before this one, and their cost; nothing when it is not queued. A tenant's jobs go
+-- by priority, then by age. Of each other tenant those are before it that are not further back among their own than
+-- this one among its own, and of two equally far back the older one.
 local prefix, job, own = ARGV[1], ARGV[2], ARGV[3]
 local at = redis.call('LPOS', prefix .. own, job)
 if not at then return {} end
-local ranks = {high = 0, normal = 1, low = 2}
-local function rank(name) return ranks[string.match(name, '^[^.]*%.([^.]*)%.')] end
+local ranks = {high = 1, normal = 2, low = 3}
+local function parse(name)
+  local priority, tenant = string.match(name, '^[^.]*%.([^.]*)%.([^.]*)$')
+  return ranks[priority or ''], tenant
+end
 local jobs, cost = 0, 0
 local function count(name, number)
   if number == 0 then return end
@@ -320,14 +323,31 @@ local function count(name, number)
     end
   end
 end
+local own_rank, own_tenant = parse(own)
+local rivals = {}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  if name == own then
-    count(name, at)
-  elseif rank(name) < rank(own) then
-    count(name, redis.call('LLEN', prefix .. name))
-  elseif rank(name) == rank(own) then
-    local rival = redis.call('LINDEX', prefix .. name, at)
-    count(name, (rival and rival < job) and at + 1 or at)
+  local rank, tenant = parse(name)
+  local length = rank and redis.call('LLEN', prefix .. name) or 0
+  if length > 0 and tenant ~= own_tenant then
+    rivals[tenant] = rivals[tenant] or {}
+    rivals[tenant][rank] = {name, length}
+  elseif length > 0 and rank < own_rank then
+    count(name, length)
+  end
+end
+count(own, at)
+local place = jobs
+for _, queues in pairs(rivals) do
+  local left = place
+  for rank = 1, 3 do
+    local name, length = unpack(queues[rank] or {'', 0})
+    if left < length then
+      local rival = redis.call('LINDEX', prefix .. name, left)
+      count(name, rival < job and left + 1 or left)
+      break
+    end
+    count(name, length)
+    left = left - length
   end
 end
 return {jobs, tostring(cost)}

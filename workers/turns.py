@@ -4,8 +4,9 @@ Owns the fairness between models, priorities and tenants on one worker. Asks Red
 jobs?) and never blocks there.
 
 Models that are loaded and have room come first; a model that is not loaded gets its turn when those have no work or
-when its oldest job has waited longer than `patience_s`. Among the models in question the highest priority wins; then
-models, then tenants take turns: whoever was served longest ago. A new tenant comes before those that were served.
+when its oldest job has waited longer than `patience_s`. Among the models in question models take turns, then tenants:
+whoever was served longest ago, and a new one before those that were served. Of a tenant's jobs those with the highest
+priority come first; it gets nobody ahead of other tenants.
 """
 
 from __future__ import annotations
@@ -65,22 +66,24 @@ class Turns:
         ready = [queue for queue in open_now if queue.model in loaded]
         absent = [queue for queue in open_now if queue.model not in loaded]
         too_long = [queue for queue in absent if self.clock() - queue.created_at > self.patience_s]
-        candidates = too_long or ready or absent
-        return min(candidates, key=self._rank, default=None)
+        heads: dict[tuple[str, str], Waiting] = {}
+        for queue in sorted(too_long or ready or absent, key=lambda queue: queue.priority):
+            heads.setdefault((queue.model, queue.tenant), queue)
+        return min(heads.values(), key=self._rank, default=None)
 
     def took(self, queue: Waiting) -> None:
         """Count a turn of the queue's model and tenant."""
         self._count += 1
-        for who in ((queue.model,), (queue.model, str(queue.priority), queue.tenant)):
+        for who in ((queue.model,), (queue.model, queue.tenant)):
             self._served.pop(who, None)
             self._served[who] = self._count
         if len(self._served) > _REMEMBERED:  # in order of their last turn: the first ones are the oldest
             self._served = dict(list(self._served.items())[_REMEMBERED // 2 :])
 
-    def _rank(self, queue: Waiting) -> tuple[int, int, int, str]:
+    def _rank(self, queue: Waiting) -> tuple[int, int, str]:
         model_turn = self._served.get((queue.model,), 0)
-        tenant_turn = self._served.get((queue.model, str(queue.priority), queue.tenant), 0)
-        return queue.priority, model_turn, tenant_turn, queue.first
+        tenant_turn = self._served.get((queue.model, queue.tenant), 0)
+        return model_turn, tenant_turn, queue.first
 
 
 class Lookout:

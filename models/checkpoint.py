@@ -22,7 +22,7 @@ from models.denoiser import Denoiser
 from models.device import Placement
 from models.errors import CheckpointMissing, CheckpointRefused
 from models.request import SIZE_MULTIPLE, TASKS
-from models.step_table import StepTables
+from models.table_cache import StepTables
 
 _PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"})
 _SAMPLER_OF_SCHEDULER = {

@@ -18,10 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import step_table
+from models import table_cache
 from models.errors import SamplerRefused
 from models.samplers import SAMPLERS, build_scheduler
-from models.step_table import MAX_REGISTERS, StepTable, StepTables, advance, compile_step_table
+from models.step_table import StepTable, advance
+from models.table_cache import StepTables
+from models.table_compiler import MAX_REGISTERS
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 EPSILON_CONFIG = {
@@ -56,7 +58,7 @@ def build_once(config: str, sampler: str, noise_schedule: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def tables_share_the_built_schedulers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_table, "build_scheduler", lambda config, *name: build_once(json.dumps(config), *name))
+    monkeypatch.setattr(table_cache, "build_scheduler", lambda config, *name: build_once(json.dumps(config), *name))
 
 
 @cache
@@ -134,7 +136,7 @@ def test_leading_timesteps_are_the_checkpoints_own(name: tuple[str, str]) -> Non
 
 def mixed_tables() -> list[StepTable]:
     names = [("ddim", 5), ("unipc", 9), ("pndm", 8), ("heun", 4), ("dpmpp_3m_karras", 7), ("lcm", 6), ("euler_a", 5)]
-    return [compile_step_table(V_CONFIG, name, "default", steps, None) for name, steps in names]
+    return [table_of(V_CONFIG, (name, "default"), steps, None) for name, steps in names]
 
 
 def test_a_mixed_batch_gives_each_picture_what_it_gets_alone_to_the_last_bit() -> None:
@@ -231,34 +233,34 @@ def test_the_step_limit_is_the_last_count_that_works(name: tuple[str, str]) -> N
 
 
 def test_the_longest_table_agrees_to_its_end() -> None:
-    assert len(compile_step_table(V_CONFIG, "dpmpp_2m", "default", 999, None)) == 999
+    assert len(table_of(V_CONFIG, ("dpmpp_2m", "default"), 999, None)) == 999
 
 
 @pytest.mark.parametrize(("steps", "strength", "smallest"), [(2, 0.3, 0.5), (30, 0.033, 0.034), (999, 0.001, 0.002)])
 def test_a_strength_that_leaves_no_step_names_one_that_does(steps: int, strength: float, smallest: float) -> None:
     with pytest.raises(SamplerRefused, match=f"Send a strength of {smallest} or more"):
-        compile_step_table(EPSILON_CONFIG, "ddim", "default", steps, strength)
-    assert len(compile_step_table(EPSILON_CONFIG, "ddim", "default", steps, smallest)) == 1
+        table_of(EPSILON_CONFIG, ("ddim", "default"), steps, strength)
+    assert len(table_of(EPSILON_CONFIG, ("ddim", "default"), steps, smallest)) == 1
 
 
 def test_trailing_step_counts_that_diffusers_rounds_to_one_too_many_are_refused() -> None:
     with pytest.raises(SamplerRefused, match="Send another num_inference_steps"):
-        compile_step_table(EPSILON_CONFIG, "ddim", "trailing", 61, None)
-    assert len(compile_step_table(EPSILON_CONFIG, "ddim", "trailing", 60, None)) == 60
+        table_of(EPSILON_CONFIG, ("ddim", "trailing"), 61, None)
+    assert len(table_of(EPSILON_CONFIG, ("ddim", "trailing"), 60, None)) == 60
 
 
 def test_zero_terminal_snr_starts_from_noise_alone_where_the_network_predicts_v() -> None:
     config = {**V_CONFIG, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     for name in ("ddim", "ddpm", "euler", "dpmpp_2m", "unipc"):
-        table = compile_step_table(config, name, "default", 10, None)
+        table = table_of(config, (name, "default"), 10, None)
         assert bool(table.predicted_x0.isfinite().all())
         assert bool(table.coefficients.isfinite().all())
     with pytest.raises(SamplerRefused, match="divides by zero"):
-        compile_step_table({**config, "prediction_type": "epsilon"}, "ddim", "default", 10, None)
+        table_of({**config, "prediction_type": "epsilon"}, ("ddim", "default"), 10, None)
 
 
 def test_a_network_that_predicts_the_picture_is_previewed_as_it_is() -> None:
-    table = compile_step_table({**V_CONFIG, "prediction_type": "sample"}, "dpmpp_2m", "default", 5, None)
+    table = table_of({**V_CONFIG, "prediction_type": "sample"}, ("dpmpp_2m", "default"), 5, None)
     assert table.predicted_x0.tolist() == [[0.0, 1.0]] * 5
 
 
@@ -289,7 +291,7 @@ class HeldBuild:
 
 def test_a_table_that_is_being_compiled_holds_up_nobody_who_wants_another(monkeypatch: pytest.MonkeyPatch) -> None:
     build = HeldBuild("unipc")
-    monkeypatch.setattr(step_table, "build_scheduler", build)
+    monkeypatch.setattr(table_cache, "build_scheduler", build)
     tables = StepTables(EPSILON_CONFIG)
     with ThreadPoolExecutor(2) as threads:
         slow = threads.submit(tables.get, "unipc", "default", 4, None)
@@ -305,14 +307,14 @@ def test_a_table_that_is_being_compiled_holds_up_nobody_who_wants_another(monkey
 def test_a_table_that_several_threads_want_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     build = HeldBuild("unipc")
     compiled: list[Any] = []
-    compile_table = step_table._compile
+    compile_table = table_cache.compile_table
 
     def count(*arguments: Any) -> StepTable:
         compiled.append(arguments)
         return compile_table(*arguments)
 
-    monkeypatch.setattr(step_table, "build_scheduler", build)
-    monkeypatch.setattr(step_table, "_compile", count)
+    monkeypatch.setattr(table_cache, "build_scheduler", build)
+    monkeypatch.setattr(table_cache, "compile_table", count)
     tables = StepTables(EPSILON_CONFIG)
     everybody = threading.Barrier(4)
 
@@ -336,7 +338,7 @@ def test_a_compilation_that_fails_is_tried_again_by_who_asks_next(monkeypatch: p
             raise failures.pop()
         return build_once(json.dumps(config), *name)
 
-    monkeypatch.setattr(step_table, "build_scheduler", build)
+    monkeypatch.setattr(table_cache, "build_scheduler", build)
     tables = StepTables(EPSILON_CONFIG)
     with pytest.raises(MemoryError):
         tables.get("ddim", "default", 4, None)
@@ -345,5 +347,5 @@ def test_a_compilation_that_fails_is_tried_again_by_who_asks_next(monkeypatch: p
 
 def test_compiling_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    compile_step_table(EPSILON_CONFIG, "euler_ancestral", "default", 4, None)
+    StepTables(EPSILON_CONFIG).get("euler_ancestral", "default", 4, None)
     assert torch.equal(before, torch.get_rng_state())

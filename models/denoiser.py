@@ -20,14 +20,9 @@ class Denoiser:
         self.latent_channels: int = unet.config.in_channels
         self.sample_size: int = _square_side(unet.config.sample_size)
         """Side of the latents it was trained on."""
-
-    @property
-    def device(self) -> torch.device:
-        return self._unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._unet.dtype
+        # Kept: diffusers looks through all parameters to answer these, which takes milliseconds a call.
+        self.device: torch.device = unet.device
+        self.dtype: torch.dtype = unet.dtype
 
     @torch.inference_mode()
     def predict(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
@@ -37,9 +32,9 @@ class Denoiser:
         context: (N, T, D). Returns the network's output (epsilon or v, as it was trained) as (N, C, h, w) float32.
         """
         output = self._unet(
-            latents.to(self._unet.dtype),
+            latents.to(self.dtype),
             timesteps,
-            encoder_hidden_states=context.to(self._unet.dtype),
+            encoder_hidden_states=context.to(self.dtype),
             return_dict=False,
         )[0]
         return output.float()

@@ -268,6 +268,14 @@ def test_a_death_counts_unless_the_job_got_further_than_ever(bench: Bench) -> No
         assert bench.leases.hand_back(held.lease, held.record.queue, is_blamed=False) == "queued"
 
 
+def test_progress_counts_however_long_nobody_could_take_the_job_up(bench: Bench) -> None:
+    job_id = bench.submit()
+    die(bench, bench.claim(), 5)
+    bench.client.delete(key("progress", job_id))  # what its expiry does in a long outage
+    bench.claim()
+    assert (bench.record_field(job_id, "deaths"), bench.record_field(job_id, "best_step")) == (None, b"5")
+
+
 def test_a_job_that_was_handed_back_counts_no_death_and_is_next(bench: Bench) -> None:
     job_id, other = bench.submit(), bench.submit()
     held = bench.claim()

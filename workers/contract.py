@@ -173,7 +173,7 @@ class Outcome(Value):
 
 
 class JobRecord(Value):
-    """The `job:<id>` hash. Everything but the last five fields is written once, at enqueue."""
+    """The `job:<id>` hash. Everything but the fields from `started_at` on is written once, at enqueue."""
 
     id: str
     submission: Submission
@@ -187,7 +187,10 @@ class JobRecord(Value):
     """The execution that last claimed the job and has not handed it back; a claim that finds one counts a death."""
     deaths: int = 0
     """Workers that died on this job without getting further than the one before."""
+    reached: int = 0
+    """Step that the execution in question has shown."""
     best_step: int = 0
+    """The furthest step of the executions before it."""
     outcome: Outcome | None = None
 
 

@@ -90,7 +90,7 @@ if status ~= 'queued' then return 'taken' end
 local before = redis.call('HGET', k.record, 'execution')
 if before then
   -- Whoever held it never handed it back: a death, unless the job got further than ever before.
-  local reached = tonumber(redis.call('HGET', k.progress, 'step') or 0)
+  local reached = tonumber(redis.call('HGET', k.record, 'reached') or 0)
   local best = tonumber(redis.call('HGET', k.record, 'best_step') or 0)
   if reached > best then
     redis.call('HSET', k.record, 'best_step', reached)
@@ -103,6 +103,7 @@ local t = now()
 redis.call('HSET', k.rq_job, 'status', 'started')
 redis.call('ZADD', k.lease, stamp(t + lease), job .. ':' .. execution)
 redis.call('HSET', k.record, 'execution', execution, 'started_at', stamp(t))
+redis.call('HDEL', k.record, 'reached')
 redis.call('DEL', k.progress, k.preview)
 redis.call('HDEL', k.suspects, job)
 emit(k.events, job, 'status')
@@ -132,6 +133,7 @@ PROGRESS = (
 if redis.call('HEXISTS', k.record, 'outcome') == 1 then return 'ended' end
 if redis.call('HGET', k.record, 'execution') ~= ARGV[2] then return 'lost' end
 if ARGV[6] ~= '' then redis.call('HSET', k.record, 'warnings', ARGV[6]) end
+redis.call('HSET', k.record, 'reached', ARGV[3])  -- outlives the progress, which expires
 redis.call('HSET', k.progress, 'step', ARGV[3], 'steps', ARGV[4])
 if ARGV[5] ~= '' then redis.call('HSET', k.progress, 'eta_s', ARGV[5]) end
 redis.call('EXPIRE', k.progress, {PROGRESS_TTL_S})

@@ -1,7 +1,7 @@
 """A stand-in for the drawing side, for tests of the queue's mechanics: no torch, and steps that only sleep.
 
 `FakeEngine` obeys words in the prompt: `poison` kills its own process at step 2, `fault` breaks its job, `fatal` is a
-lost device, `refused` raises where the engine should not.
+lost device, `refused` raises where the engine should not, `unseen` and `empty` have no preview that could be shown.
 """
 
 from __future__ import annotations
@@ -115,7 +115,10 @@ class FakeEngine:
         }
 
     def preview(self, job_id: str) -> np.ndarray | None:
-        return draw_fake(self._jobs[job_id].request, 0)
+        request = self._jobs[job_id].request
+        if "unseen" in request.prompt:
+            raise RuntimeError("the preview cannot be decoded")
+        return np.zeros((0, 0, 3), np.uint8) if "empty" in request.prompt else draw_fake(request, 0)
 
     def loads(self) -> dict[str, Load]:
         left = sum(job.request.num_inference_steps - job.step for job in self._jobs.values())

@@ -392,6 +392,25 @@ def test_previews_are_shown_to_who_asked_for_them(fleet: Fleet) -> None:
     assert fleet.board.preview(without) is None
 
 
+def test_previews_go_round_however_many_want_one(fleet: Fleet) -> None:
+    fleet.start(**SLOW)
+    ids = fleet.submit(*(make_submission(seed=seed, steps=MANY, previews=True) for seed in range(6)))
+    fleet.wait_for(lambda: all(fleet.board.preview(job_id) for job_id in ids))
+
+
+@pytest.mark.parametrize("prompt", ["unseen", "empty"])
+def test_a_preview_that_cannot_be_made_harms_nobody(fleet: Fleet, prompt: str) -> None:
+    worker = fleet.start(FAKE_STEP_S="0.02")
+    ids = fleet.submit(
+        make_submission(prompt=prompt, steps=60, previews=True), make_submission(steps=60, previews=True)
+    )
+    fleet.wait_for(lambda: fleet.board.preview(ids[1]))
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    assert worker.poll() is None
+    assert fleet.logs().count("no preview") == 1
+
+
 def claim_order(fleet: Fleet) -> list[str]:
     """Ids in the order in which they were claimed: the second `status` event of each."""
     seen: list[str] = []

@@ -53,6 +53,11 @@ class HeldJobs:
         return sum(held.phase == "saving" for held in self.all)
 
     @property
+    def waiting(self) -> int:
+        """Jobs that are not in the batch yet: their rows are not counted where room is asked for."""
+        return sum(held.phase in ("reading", "ready") for held in self.all)
+
+    @property
     def is_delicate(self) -> bool:
         """True while a job is here that must have no neighbours."""
         return any(held.is_delicate for held in self.all)

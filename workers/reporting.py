@@ -6,6 +6,7 @@ is not ours any more.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ from concurrent.futures import Future
 from typing import Literal
 
 import redis
+import structlog
 
 from workers.contract import ModelLoad, WorkerBeat
 from workers.held_job import HeldJob
@@ -23,10 +25,14 @@ from workers.jobkeys import text
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
 
+log = structlog.get_logger(__name__)
+
 PROGRESS_S = 0.2
 """Seconds between two reports of a job: smooth for the eye."""
 PREVIEW_S = 0.5
-"""Seconds between two previews of a job; each is a decode that the batch waits for."""
+"""Least seconds between two previews of a job."""
+PREVIEW_SHARE = 0.1
+"""Most of the time that may go into decoding previews: the batch waits for it."""
 
 State = Literal["loading", "running", "draining"]
 
@@ -42,6 +48,7 @@ class Reporting:
         self._started_at = time.time()
         self._next_at = 0.0
         self._previews: list[tuple[HeldJob, Future[bytes]]] = []
+        self._next_preview_at = 0.0
         self.counters: Counter[str] = Counter()
         self.warmed: set[str] = set()
 
@@ -54,10 +61,11 @@ class Reporting:
         drawing = {held.id: held for held in jobs if held.phase == "drawing"}
         if not drawing:
             return not_ours
-        self._start_previews(drawing.values(), engine)
+        progress = engine.progress()
+        self._start_preview([held for held in drawing.values() if progress.get(held.id, (0,))[0] > 0], engine)
         changed: list[HeldJob] = []
         with self._redis.pipeline(transaction=False) as pipe:
-            for job_id, (step, steps, eta_s) in engine.progress().items():
+            for job_id, (step, steps, eta_s) in progress.items():
                 held = drawing.get(job_id)
                 if held and step != held.shown_step:
                     self._leases.write_progress(held.lease, step, steps, eta_s, held.warnings, pipe)
@@ -66,25 +74,36 @@ class Reporting:
             verdicts = [text(raw) for raw in pipe.execute()] if changed else []
         return not_ours + [held for held, verdict in zip(changed, verdicts, strict=True) if verdict != "held"]
 
-    def _start_previews(self, drawing: Collection[HeldJob], engine: Engine) -> None:
-        """Decode where a preview was asked for and the last one is old enough; the file is made in the pool."""
+    def _start_preview(self, drawing: Collection[HeldJob], engine: Engine) -> None:
+        """Decode one preview, of the job that has waited longest for one; its file is made in the pool."""
         now = time.monotonic()
-        for held in drawing:
-            if not held.record.submission.delivery.previews or now < held.preview_at:
-                continue
+        due = [held for held in drawing if held.record.submission.delivery.previews and now >= held.preview_at]
+        if not due or now < self._next_preview_at:
+            return
+        held = min(due, key=lambda held: held.preview_at)
+        held.preview_at = now + PREVIEW_S
+        try:
             pixels = engine.preview(held.id)
-            if pixels is not None:
-                held.preview_at = now + PREVIEW_S
-                self._previews.append((held, self._io_pool.preview(pixels)))
+        except Exception as error:  # noqa: BLE001 (the per-job boundary: a job outlives its preview)
+            _give_up(held, error)
+            return
+        took_s = time.monotonic() - now
+        self._next_preview_at = now + took_s / PREVIEW_SHARE
+        if pixels is not None:
+            self._previews.append((held, self._io_pool.preview(pixels)))
 
     def _show_previews(self) -> list[HeldJob]:
+        """Write the files that the pool has made; returns the jobs that are not ours any more."""
         done = [(held, future) for held, future in self._previews if future.done()]
         self._previews = [pair for pair in self._previews if not pair[1].done()]
-        return [
-            held
-            for held, future in done
-            if held.phase == "drawing" and self._leases.write_preview(held.lease, future.result()) != "held"
-        ]
+        not_ours: list[HeldJob] = []
+        for held, future in done:
+            error = future.exception()
+            if error is not None:
+                _give_up(held, error)
+            elif held.phase == "drawing" and self._leases.write_preview(held.lease, future.result()) != "held":
+                not_ours.append(held)
+        return not_ours
 
     def status(self, state: State, engine: Engine, shelf: Shelf) -> WorkerBeat:
         """This worker's status."""
@@ -111,3 +130,9 @@ class Reporting:
             models=models,
             counters={**engine.counters, **self.counters},
         )
+
+
+def _give_up(held: HeldJob, error: BaseException) -> None:
+    """No more previews of this job."""
+    log.error("no preview", job=held.id, exc_info=error)
+    held.preview_at = math.inf

@@ -216,7 +216,7 @@ class Worker:
 
     def _admit(self) -> None:
         settings, jobs = self._parts.settings, self._jobs
-        room = min(settings.admissions_per_tick, settings.max_jobs - len(jobs.all))
+        room = min(settings.admissions_per_tick - jobs.waiting, settings.max_jobs - len(jobs.all))
         if self._is_draining or room <= 0 or jobs.is_delicate or jobs.unsaved >= settings.save_backlog:
             return
         in_use = jobs.models.union(self._parts.engine.models_in_use())

@@ -125,6 +125,8 @@ class FakeEngine:
         return {"fake": Load(1 / self._step_s, float(left), len(self._jobs), 1.0, self._step_s)}
 
     def warm_up(self, checkpoint: FakeCheckpoint) -> int:
+        if checkpoint.name == "huge":
+            raise MemoryError("it does not fit")
         return self._room
 
     def step(self) -> list[Prepared | Drawn | Broken]:
@@ -157,7 +159,7 @@ class FakeEngine:
 
 
 class FakeShelf:
-    """Models that load at once; at most `places` of them fit, and `missing` is not there."""
+    """Models that load at once; at most `places` fit. `missing` is not there; for `huge` the engine has no memory."""
 
     def __init__(self, names: tuple[str, ...] = ("fake",), places: int = 8) -> None:
         self._names = names
@@ -169,6 +171,9 @@ class FakeShelf:
 
     def is_loaded(self, name: str) -> bool:
         return name in self._loaded
+
+    def evict(self, name: str) -> None:
+        del self._loaded[name]
 
     def get(self, name: str, in_use: Collection[str] = ()) -> FakeCheckpoint | None:
         if name == "missing":

@@ -336,6 +336,15 @@ def test_a_model_that_is_not_there_fails_its_jobs_and_no_others(fleet: Fleet) ->
     assert list(fleet.board.catalogue()) == ["fake"]
 
 
+def test_a_model_that_does_not_fit_into_memory_is_not_served_and_the_others_are(fleet: Fleet) -> None:
+    worker = fleet.start(DENOISED_MODELS="fake=fake,huge=huge")
+    assert list(fleet.board.catalogue()) == ["fake"]
+    assert list(fleet.beat_of(worker).models) == ["fake"]
+    ids = fleet.submit(make_submission())
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+
+
 def test_a_job_of_another_version_fails_and_the_worker_goes_on(fleet: Fleet) -> None:
     strange, good = fleet.submit(make_submission(), make_submission())
     fleet.client.hset(key("job", strange), "submission", "{}")

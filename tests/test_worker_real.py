@@ -17,8 +17,10 @@ from models.engine import Drawn, Engine
 from models.request import ImageToImageRequest, PictureRequest, TextToImageRequest
 from tests.fleet import Fleet
 from tests.tiny import SIDE, save_tiny_checkpoint
+from workers.__main__ import main
 from workers.contract import Submission
 from workers.pictures import read_recipe
+from workers.worker import EXIT_USAGE
 
 DIGEST = "ab" * 32
 COMMON = {
@@ -104,21 +106,42 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
             assert recipe["model_digest"] == entry.digest
 
 
-def test_a_worker_that_cannot_use_its_settings_says_why(
-    redis_url: str, redis_client: redis.Redis, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("DENOISED_LEASE_S", "6", "at most a third"),
+        ("DENOISED_DTYPE", "foo", "dtype"),
+        ("DENOISED_DEVICE", "cuda:99", "cuda:99"),
+        ("DENOISED_DEVICE", "toaster", "toaster"),
+        ("DENOISED_STORE_URL", "nonsense://bucket", "nonsense://bucket"),
+        ("DENOISED_STORE_URL", "/dev/null", "/dev/null"),
+        ("REDIS_URL", "localhost:6379", "redis://"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_one_sentence(
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    word: str,
 ) -> None:
-    with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        worker = fleet.launch_real(DENOISED_BEAT_S="5", DENOISED_LEASE_S="6")
-        assert worker.wait(30) == 64
-        assert "at most a third" in fleet.logs()
+    monkeypatch.setattr("workers.__main__.configure_logs", lambda _: None)  # this process keeps its own
+    for setting, given in {"REDIS_URL": redis_url, "DENOISED_DATA_DIR": str(tmp_path), name: value}.items():
+        monkeypatch.setenv(setting, given)
+    assert main() == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert word in said
+    assert "Traceback" not in said
 
 
-def test_a_worker_without_any_model_ends_with_a_fault(
+def test_a_worker_without_any_model_that_could_be_loaded_ends_for_good(
     redis_url: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     with Fleet(redis_url, redis_client, tmp_path) as fleet:
         worker = fleet.launch_real(DENOISED_MODELS=f"nothing={tmp_path / 'nowhere'}")
-        assert worker.wait(60) == 70
+        assert worker.wait(60) == EXIT_USAGE
         lines = [json.loads(line) for line in fleet.logs().splitlines() if line.startswith("{")]
         assert any(line.get("code") == "checkpoint_missing" for line in lines)
 

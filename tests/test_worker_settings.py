@@ -41,6 +41,20 @@ def test_the_address_of_redis_has_its_usual_name(monkeypatch: pytest.MonkeyPatch
     assert WorkerSettings(redis_url="redis://other").redis_url == "redis://other"
 
 
+@pytest.mark.parametrize("value", ["localhost:6379", "http://127.0.0.1", "redis://host:port"])
+def test_an_address_that_is_no_redis_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("REDIS_URL", value)
+    with pytest.raises(ValidationError, match="REDIS_URL"):
+        WorkerSettings()
+
+
+@pytest.mark.parametrize(
+    ("source", "is_local"), [("/nowhere", True), ("./here", True), ("plain", True), ("runwayml/sd", False)]
+)
+def test_models_of_a_hub_may_be_there_later(source: str, is_local: bool) -> None:
+    assert WorkerSettings(models={"a": source}).has_only_local_models is is_local
+
+
 def test_pictures_lie_in_the_data_directory_unless_a_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DENOISED_DATA_DIR", "/data")
     assert WorkerSettings().store == "/data/store"

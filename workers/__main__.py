@@ -16,25 +16,40 @@ from pydantic import ValidationError
 
 from workers.assembly import WorkerParts, assemble
 from workers.logs import configure_logs
+from workers.redis_backoff import is_away
 from workers.settings import WorkerSettings
+from workers.store import StoreUrlError
 
 log = structlog.get_logger(__name__)
 
-EXIT_USAGE = 64
 _LONGEST_WAIT_S = 5.0
+
+
+class Unusable(Exception):
+    """Settings that no restart makes usable; the message says which."""
 
 
 def main() -> int:
     """Run a worker until it is told to end."""
+    from workers.worker import EXIT_USAGE, Worker
+
     try:
-        settings = WorkerSettings()
-    except ValidationError as error:
+        settings = _read_settings()
+        configure_logs(settings.log_format)
+        parts = _assemble(settings)
+    except Unusable as error:
         print(f"The worker's settings cannot be used: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
-    configure_logs(settings.log_format)
-    from workers.worker import Worker
+    return Worker(parts).run()
 
-    return Worker(_assemble(settings)).run()
+
+def _read_settings() -> WorkerSettings:
+    try:
+        return WorkerSettings()
+    except ValidationError as error:
+        # Without the values: an address may hold a password.
+        faults = (f"{'.'.join(map(str, fault['loc'])) or 'together'}: {fault['msg']}" for fault in error.errors())
+        raise Unusable("; ".join(faults)) from error
 
 
 def _assemble(settings: WorkerSettings) -> WorkerParts:
@@ -47,13 +62,21 @@ def _assemble(settings: WorkerSettings) -> WorkerParts:
     from models.shelf import Shelf
 
     limits = {"max_rows": settings.max_rows} if settings.max_rows else {}
+    try:
+        placement = choose_placement(settings.device, settings.dtype)
+    except (ValueError, RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise Unusable(f"device {settings.device!r}, dtype {settings.dtype!r}: {error}") from error
     engine = Engine(EngineSettings(**limits))
-    shelf = Shelf(settings.models, choose_placement(settings.device, settings.dtype), settings.memory_budget)
+    shelf = Shelf(settings.models, placement, settings.memory_budget)
     wait_s = 0.1
     while True:
         try:
             return assemble(settings, engine, shelf, step_table_of)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
+        except (StoreUrlError, PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise Unusable(f"the store of pictures: {error}") from error
+        except redis.RedisError as error:
+            if not is_away(error):
+                raise
             log.warning("Redis does not answer yet", error=str(error))
             time.sleep(wait_s)
             wait_s = min(_LONGEST_WAIT_S, 2 * wait_s)

@@ -51,6 +51,8 @@ class Reporting:
         self._next_preview_at = 0.0
         self.counters: Counter[str] = Counter()
         self.warmed: set[str] = set()
+        self.refused: set[str] = set()
+        """Models that this worker is configured for and cannot serve."""
 
     def report(self, jobs: Collection[HeldJob], engine: Engine) -> list[HeldJob]:
         """Write what has changed, when it is time to; returns the jobs that are not ours any more."""
@@ -110,6 +112,8 @@ class Reporting:
         loads = engine.loads()
         models: dict[str, ModelLoad] = {}
         for name in shelf.names():
+            if name in self.refused:
+                continue
             load = loads.get(name)
             models[name] = ModelLoad(
                 loaded=shelf.is_loaded(name),

@@ -7,13 +7,17 @@ of what is done with them. Each is read from the environment: `DENOISED_` and th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.connection import parse_url
 
 from workers.contract import RETENTION_S
+
+_HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
 
 BUNDLED_MODEL = "first"
 """Name of the model in the box."""
@@ -136,6 +140,18 @@ class WorkerSettings(BaseSettings):
         if self.beat_s > self.lease_s / 3:
             raise ValueError(f"beat_s ({self.beat_s}) must be at most a third of lease_s ({self.lease_s})")
         return self
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        parse_url(value)  # raises ValueError with the schemes there are
+        return value
+
+    @property
+    def has_only_local_models(self) -> bool:
+        """No source is a hub id: what cannot be loaded now cannot be loaded later either."""
+        sources = self.models.values()
+        return all(Path(source).expanduser().exists() or not _HUB_ID.fullmatch(source) for source in sources)
 
     @property
     def store(self) -> str:

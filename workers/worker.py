@@ -34,6 +34,8 @@ from workers.reporting import State
 
 log = structlog.get_logger(__name__)
 
+EXIT_USAGE = 64
+"""Settings that cannot be used; a fresh process would find the same."""
 EXIT_FATAL = 70
 """A fault that only a fresh process heals (a lost device)."""
 EXIT_FORCED = 143
@@ -48,6 +50,10 @@ _SWEEP_S = 600.0
 def draw(job: str) -> None:
     """What RQ's own worker would call. It cannot: these jobs are drawn together, by `python -m workers`."""
     raise RuntimeError(f"Job {job} is drawn by `denoised worker`, not by RQ's own worker.")
+
+
+class _NothingToServe(Exception):
+    """No model could be loaded."""
 
 
 class Worker:
@@ -67,7 +73,7 @@ class Worker:
         self._sweep_at = now
 
     def run(self) -> int:
-        """Work until told to end; returns the exit code: 0 when drained, EXIT_FORCED, or EXIT_FATAL."""
+        """Work until told to end; returns the exit code: 0 when drained, or one of the EXIT_ values."""
         self._install_signal_handlers()
         code, is_blamed = 0, False
         self._until_redis_answers(lambda: self._parts.rq.bootstrap(None))
@@ -81,6 +87,10 @@ class Worker:
             while not self._is_over:
                 self._tick()
             code = EXIT_FORCED if self._signals > 1 else 0
+        except _NothingToServe as error:
+            log.error("the worker ends", detail=str(error))
+            # A directory that cannot be loaded stays so; a hub may answer the next time.
+            code = EXIT_USAGE if self._parts.settings.has_only_local_models else EXIT_FATAL
         except Exception:  # noqa: BLE001 (the boundary of the process: jobs are given back before it ends)
             log.exception("the worker ends")
             code, is_blamed = EXIT_FATAL, True
@@ -96,12 +106,10 @@ class Worker:
         for name in reversed(parts.shelf.names()):
             if self._signals:
                 return
-            try:
-                checkpoint = parts.shelf.get(name)
-            except CheckpointError as error:
-                log.error("a model is not served", model=name, code=error.code, detail=error.detail)
+            checkpoint = self._load(name)
+            if checkpoint is None:
+                parts.reporting.refused.add(name)
                 continue
-            parts.engine.warm_up(checkpoint)
             parts.reporting.warmed.add(name)
             self._until_redis_answers(partial(self._publish_model, checkpoint))
             parts.heartbeat.ticked()
@@ -109,7 +117,24 @@ class Worker:
             self._publish()
             parts.heartbeat.hurry()
         if not parts.reporting.warmed:
-            raise CheckpointError("None of the configured models can be loaded.")
+            raise _NothingToServe("None of the configured models can be loaded.")
+
+    def _load(self, name: str) -> Checkpoint | None:
+        """A model, loaded and warmed up; None when it cannot be served, which is no reason not to serve the others."""
+        shelf = self._parts.shelf
+        try:
+            checkpoint: Checkpoint = shelf.get(name)
+            self._parts.engine.warm_up(checkpoint)
+            return checkpoint
+        except CheckpointError as error:
+            log.error("a model is not served", model=name, code=error.code, detail=error.detail)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            log.error("a model is not served: it does not fit into memory", model=name, error=str(error))
+        if shelf.is_loaded(name):
+            shelf.evict(name)
+        return None
 
     def _publish_model(self, checkpoint: Checkpoint) -> None:
         entry = describe_model(checkpoint)
@@ -259,6 +284,14 @@ class Worker:
             )
         except redis.RedisError as error:
             self._backoff.lost(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    from models.device import is_out_of_memory  # torch is loaded by now, and only where something real was drawn
+
+    return is_out_of_memory(error)
 
 
 def _log_sweep(sweep: Future[int]) -> None:

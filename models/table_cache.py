@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from models.samplers import build_scheduler
 from models.step_table import StepTable
-from models.table_compiler import TablePlan, compile_table, plan_table
+from models.table_compiler import compile_table
+from models.table_plan import TablePlan, plan_table
 
 T = TypeVar("T")
 

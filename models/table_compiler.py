@@ -1,29 +1,33 @@
 """The compiler of step tables: a diffusers scheduler in, one small matrix per step out.
 
-Owns what a table depends on, how it is read off, and the check of every table against its scheduler. Knows nothing of
-networks, requests or guidance, keeps no table, and holds no sampler mathematics of its own.
+Owns how a table is read off, and the check of every table against its scheduler. Knows nothing of networks, requests or
+guidance, keeps no table, and holds no sampler mathematics of its own.
 
 Every scheduler of the catalogue is, per step, a linear map from (sample x, model output o, noise n, what it remembers)
 to (next sample, what it remembers next). So one run on unit vectors reads the map off, without any fitting: before each
 step, x, o, n and each remembered tensor (a *register*) are replaced by unit vectors of one small space, and after it
-the components of the results are the coefficients.
+the components of the results are the coefficients. A scheduler treats every channel alike, so other channels of the
+same run carry a *witness*: random numbers that nobody replaces, and that the table must step as the scheduler did.
 """
 
 from __future__ import annotations
 
-import copy
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from models.errors import SamplerRefused
-from models.samplers import SAMPLERS, max_steps_of, resolve_sampler
+from models.samplers import SAMPLERS
 from models.step_table import StepTable, advance
+from models.table_plan import TablePlan
 
 MAX_REGISTERS = 4
 """Most tensors a table of the catalogue carries from step to step: memory per slot is (1 + MAX_REGISTERS) latents."""
@@ -31,60 +35,11 @@ MAX_REGISTERS = 4
 TOLERANCE = 1e-5
 """Largest relative error of a table against its scheduler; some schedulers cast to float32 inside `step`."""
 
+FloatArray = npt.NDArray[np.float64]
+
 _SAMPLE, _OUTPUT, _NOISE, _INPUTS = 0, 1, 2, 3
-_BASIS_SIZE = _INPUTS + 8
-
-
-@dataclass(frozen=True)
-class TablePlan:
-    """Everything a table depends on beside the checkpoint. `kept_steps` None is text-to-image."""
-
-    sampler: str
-    noise_schedule: str
-    num_inference_steps: int
-    kept_steps: int | None
-
-    def start(self, unstepped: Any) -> tuple[Any, Tensor]:
-        """A copy of the scheduler at its first row, and the timesteps of all rows (rows,).
-
-        A strength begins inside the full schedule: a slice of a full table would be another, wrong, multistep history.
-        """
-        scheduler = copy.deepcopy(unstepped)
-        scheduler.set_timesteps(self.num_inference_steps)
-        skipped_steps = 0 if self.kept_steps is None else self.num_inference_steps - self.kept_steps
-        begin = skipped_steps * scheduler.order
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(begin)
-        if bool((scheduler.timesteps < 0).any()):
-            # numpy's arange rounds 62 of the 1000 step counts up to one step too many; diffusers runs it at t = -1.
-            raise SamplerRefused(
-                f"In {self.num_inference_steps} steps, trailing timesteps run past the first one, because of a"
-                " rounding error in diffusers. Send another num_inference_steps."
-            )
-        return scheduler, scheduler.timesteps[begin:]
-
-
-def plan_table(
-    scheduler_config: Mapping[str, Any], name: tuple[str, str], num_inference_steps: int, strength: float | None
-) -> TablePlan:
-    """What a request means for a checkpoint; SamplerRefused where name, step count or strength allow no table."""
-    sampler, noise_schedule = resolve_sampler(*name)
-    low, high = SAMPLERS[sampler].min_steps, max_steps_of(scheduler_config, sampler)
-    if not low <= num_inference_steps <= high:
-        raise SamplerRefused(
-            f"Sampler {sampler!r} runs {low} to {high} steps with this model, not {num_inference_steps}."
-            f" Send num_inference_steps from {low} to {high}."
-        )
-    if strength is None:
-        return TablePlan(sampler, noise_schedule, num_inference_steps, None)
-    kept_steps = min(int(num_inference_steps * strength), num_inference_steps)
-    if kept_steps < 1:
-        smallest = math.ceil(1000 / num_inference_steps) / 1000
-        raise SamplerRefused(
-            f"Strength {strength} of {num_inference_steps} steps leaves no step to run."
-            f" Send a strength of {smallest} or more, or more steps."
-        )
-    return TablePlan(sampler, noise_schedule, num_inference_steps, kept_steps)
+_NUM_PROBES = _INPUTS + 8
+_NUM_WITNESSES = 64
 
 
 class _GivenNoise(TorchFunctionMode):
@@ -109,18 +64,50 @@ class _GivenNoise(TorchFunctionMode):
         return self.noise
 
 
-def _basis(index: int) -> Tensor:
-    assert index < _BASIS_SIZE, f"A scheduler keeps more than {_BASIS_SIZE - _INPUTS} samples. This is a bug."
-    unit = torch.zeros(1, _BASIS_SIZE, 1, 1, dtype=torch.float64)
-    unit[0, index] = 1.0
-    return unit
+class _StepWithNoise:
+    """A stochastic scheduler's step that takes the noise; returns the next sample, and whether the noise was drawn."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def __call__(self, output: Tensor, timestep: Tensor, sample: Tensor, noise: Tensor) -> tuple[Tensor, bool]:
+        with _GivenNoise(noise) as draws:
+            following = self._scheduler.step(output, timestep, sample, return_dict=False)[0]
+        assert draws.num_draws <= 1, f"{type(self._scheduler).__name__} draws twice in one step. This is a bug."
+        return following, draws.num_draws == 1
+
+
+class _StepWithoutNoise:
+    """A deterministic scheduler's step, without `_GivenNoise`, which takes a third of the time of a solver's step."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._generator = torch.Generator().manual_seed(0)
+        self._untouched = self._generator.get_state()
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        self._options = {"generator": self._generator} if takes_generator else {}
+
+    def __call__(self, output: Tensor, timestep: Tensor, sample: Tensor, noise: Tensor) -> tuple[Tensor, bool]:
+        following = self._scheduler.step(output, timestep, sample, return_dict=False, **self._options)[0]
+        is_untouched = torch.equal(self._generator.get_state(), self._untouched)
+        assert is_untouched, f"{type(self._scheduler).__name__} is said to draw no noise. This is a bug."
+        return following, False
+
+
+def _channels(index: int, witness: Tensor) -> Tensor:
+    """The unit vector `index` in the probe channels, `witness` (_NUM_WITNESSES,) in its own: (1, channels, 1, 1)."""
+    assert index < _NUM_PROBES, f"A scheduler keeps more than {_NUM_PROBES - _INPUTS} samples. This is a bug."
+    channels = torch.zeros(_NUM_PROBES + _NUM_WITNESSES, dtype=torch.float64)
+    channels[index] = 1.0
+    channels[_NUM_PROBES:] = witness
+    return channels[None, :, None, None]  # (1, channels, 1, 1)
 
 
 def _swap_registers(scheduler: Any, visit: Callable[[Tensor], Tensor]) -> None:
     """Replace every sample-shaped tensor in the scheduler's attributes and lists by what `visit` returns for it."""
 
     def swap(value: Any) -> Any:
-        is_sample = isinstance(value, Tensor) and value.shape == (1, _BASIS_SIZE, 1, 1)
+        is_sample = isinstance(value, Tensor) and value.shape == (1, _NUM_PROBES + _NUM_WITNESSES, 1, 1)
         return visit(value) if is_sample else value
 
     for name, value in list(vars(scheduler).items()):
@@ -131,15 +118,18 @@ def _swap_registers(scheduler: Any, visit: Callable[[Tensor], Tensor]) -> None:
 
 
 def _take_registers(scheduler: Any) -> list[Tensor]:
-    """Read what the scheduler remembers and put unit vectors in its place. Equal values become one register."""
+    """Read what the scheduler remembers, each (channels,), and put unit vectors in the place of its probes.
+
+    Equal values become one register.
+    """
     found: list[Tensor] = []
 
     def visit(value: Tensor) -> Tensor:
-        for index, known in enumerate(found):
-            if torch.equal(known, value):
-                return _basis(_INPUTS + index)
-        found.append(value.clone())
-        return _basis(_INPUTS + len(found) - 1)
+        flat = value.flatten()
+        index = next((i for i, known in enumerate(found) if torch.equal(known, flat)), len(found))
+        if index == len(found):
+            found.append(flat)
+        return _channels(_INPUTS + index, flat[_NUM_PROBES:])
 
     _swap_registers(scheduler, visit)
     return found
@@ -147,42 +137,62 @@ def _take_registers(scheduler: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Row:
-    """One step as read off, in float64. `matrix` is (1 + registers after, 3 + registers before)."""
+    """One step as read off, in float64, and what its witness saw, in (_NUM_WITNESSES,) each.
+
+    `matrix` is (1 + registers after, 3 + registers before).
+    """
 
     timestep: float
     input_scale: float
     signal_scale: float
     noise_scale: float
-    matrix: Tensor
+    matrix: FloatArray
     draws_noise: bool
+    latents: Tensor
+    output: Tensor
+    noise: Tensor
+    expected: Tensor
 
 
-def _read_rows(scheduler: Any, timesteps: Tensor) -> Iterator[_Row]:
-    """Run the scheduler once on unit vectors; it is used up afterwards."""
+def _read_rows(scheduler: Any, timesteps: Tensor, is_stochastic: bool) -> Iterator[_Row]:
+    """Run the scheduler once on unit vectors and a witness; it is used up afterwards.
+
+    The witness's latents are changed between steps, as inpainting does by blending: a table that fits undisturbed runs
+    only must not pass.
+    """
+    step = _StepWithNoise(scheduler) if is_stochastic else _StepWithoutNoise(scheduler)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(_NUM_WITNESSES, generator=generator)
     registers = _take_registers(scheduler)
     for timestep in timesteps:
+        output, noise, change = torch.randn(3, _NUM_WITNESSES, generator=generator)
+        x, o, n = _channels(_SAMPLE, latents), _channels(_OUTPUT, output), _channels(_NOISE, noise)
         # Before the step, in the pipelines' order: what add_noise means depends on the scheduler's own counter.
-        noisy = scheduler.add_noise(_basis(_SAMPLE), _basis(_NOISE), timestep[None]).flatten()
-        scaled = scheduler.scale_model_input(_basis(_SAMPLE), timestep).flatten()
-        with _GivenNoise(_basis(_NOISE)) as draws:
-            sample = scheduler.step(_basis(_OUTPUT), timestep, _basis(_SAMPLE), return_dict=False)[0]
-        assert draws.num_draws <= 1, f"{type(scheduler).__name__} draws twice in one step. This is a bug."
+        noisy = scheduler.add_noise(x, n, timestep[None]).flatten()
+        scaled = scheduler.scale_model_input(x, timestep).flatten()
+        sample, draws_noise = step(o, timestep, x, n)
         num_inputs = _INPUTS + len(registers)
         registers = _take_registers(scheduler)
-        results = torch.stack([sample.double().flatten(), *(register.double().flatten() for register in registers)])
+        results = torch.stack([sample.double().flatten(), *(register.double() for register in registers)])
+        expected = results[0, _NUM_PROBES:]
         yield _Row(
             timestep=float(timestep),
             input_scale=float(scaled[_SAMPLE]),
             signal_scale=float(noisy[_SAMPLE]),
             noise_scale=float(noisy[_NOISE]),
-            matrix=results[:, :num_inputs],
-            draws_noise=draws.num_draws > 0,
+            matrix=results[:, :num_inputs].numpy(),
+            draws_noise=draws_noise,
+            latents=latents,
+            output=output,
+            noise=noise,
+            expected=expected,
         )
+        latents = (expected + 0.1 * change).float()
 
 
-def _stack_live(matrices: list[Tensor]) -> Tensor:
+def _stack_live(matrices: list[FloatArray]) -> Tensor:
     """Drop registers that nothing later reads, close the gaps, pad to one shape (rows, 1 + R, 3 + R) float32."""
-    pruned: list[Tensor] = []
+    pruned: list[FloatArray] = []
     live: list[int] = []
     num_registers = 0
     for matrix in reversed(matrices):
@@ -192,10 +202,10 @@ def _stack_live(matrices: list[Tensor]) -> Tensor:
         num_registers = max(num_registers, len(live))
     assert not live, "A fresh scheduler remembers a sample. This is a bug."
     assert num_registers <= MAX_REGISTERS, f"A table needs {num_registers} registers. This is a bug."
-    stacked = torch.zeros(len(pruned), 1 + num_registers, _INPUTS + num_registers, dtype=torch.float64)
+    stacked = np.zeros((len(pruned), 1 + num_registers, _INPUTS + num_registers), dtype=np.float32)
     for index, matrix in enumerate(reversed(pruned)):
         stacked[index, : matrix.shape[0], : matrix.shape[1]] = matrix
-    return stacked.float()
+    return torch.from_numpy(stacked)
 
 
 def _predicted_x0(row: _Row, prediction_type: str) -> tuple[float, float]:
@@ -224,7 +234,7 @@ def compile_table(unstepped: Any, plan: TablePlan) -> StepTable:
     where the numbers do not allow a table, AssertionError where the table does not agree with diffusers.
     """
     scheduler, timesteps = plan.start(unstepped)
-    rows = list(_read_rows(scheduler, timesteps))
+    rows = list(_read_rows(scheduler, timesteps, SAMPLERS[plan.sampler].is_stochastic))
     table = StepTable(
         sampler=plan.sampler,
         noise_schedule=plan.noise_schedule,
@@ -244,32 +254,22 @@ def compile_table(unstepped: Any, plan: TablePlan) -> StepTable:
             f"Sampler {plan.sampler!r} with the noise schedule {plan.noise_schedule!r} divides by zero in"
             f" {plan.num_inference_steps} steps of this model. Send fewer steps, or another sampler."
         )
-    error = table_error(table, *plan.start(unstepped))
+    error = _table_error(table, rows)
     assert error <= TOLERANCE, f"The table of {plan} is {error:.1e} off its scheduler. This is a bug."
     return table
 
 
-def table_error(table: StepTable, scheduler: Any, timesteps: Tensor) -> float:
-    """Largest relative error of a table, stepped in float32, against a fresh scheduler on the same random data.
+def _table_error(table: StepTable, rows: Sequence[_Row]) -> float:
+    """Largest relative error of a table, stepped in float32, on the latents, outputs and noise of the witness.
 
-    The scheduler is used up. It steps in float64, because its own rounding can be larger than TOLERANCE (heun in two
-    steps: 1e-5). Latents are changed between steps, as inpainting does by blending: a table that fits undisturbed runs
-    only fails here.
+    The scheduler stepped it in float64, because its own rounding can be larger than TOLERANCE (heun in two steps:
+    1e-5).
     """
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, 4, 4, 4)
-    latents = torch.randn(shape, generator=generator)
-    registers = torch.zeros(1, table.num_registers, *shape[1:])
+    registers = torch.zeros(1, table.num_registers, _NUM_WITNESSES, 1, 1)
     error = 0.0
-    for index, timestep in enumerate(timesteps):
-        output, noise, change = torch.randn(3, *shape, generator=generator)
-        scheduler.scale_model_input(latents.double(), timestep)
-        with _GivenNoise(noise.double()) as draws:
-            expected = scheduler.step(output.double(), timestep, latents.double(), return_dict=False)[0]
-        if table.draws_noise[index] != (draws.num_draws == 1):
-            return math.inf
-        drawn = noise if table.draws_noise[index] else torch.zeros_like(noise)
-        actual, registers = advance(table.coefficients[index, None], latents, output, drawn, registers)
-        error = max(error, float((actual - expected).abs().max() / expected.abs().max()))
-        latents = (expected + 0.1 * change).float()
+    for index, row in enumerate(rows):
+        noise = row.noise if row.draws_noise else torch.zeros_like(row.noise)
+        latents, output, noise = torch.stack([row.latents, row.output, noise])[:, None, :, None, None]
+        actual, registers = advance(table.coefficients[index, None], latents, output, noise, registers)
+        error = max(error, float((actual.flatten() - row.expected).abs().max() / row.expected.abs().max()))
     return error if math.isfinite(error) else math.inf

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from models import table_cache
@@ -343,6 +344,30 @@ def test_a_compilation_that_fails_is_tried_again_by_who_asks_next(monkeypatch: p
     with pytest.raises(MemoryError):
         tables.get("ddim", "default", 4, None)
     assert len(tables.get("ddim", "default", 4, None)) == 4
+
+
+class FakeNonlinearScheduler(DDIMScheduler):
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        (following,) = super().step(model_output, timestep, sample, **{**options, "return_dict": False})[:1]
+        return (following + 1e-3 * sample**2,)
+
+
+class FakeDrawingScheduler(DDIMScheduler):
+    def step(self, *arguments: Any, generator: torch.Generator | None = None, **options: Any) -> Any:
+        torch.randn(1, generator=generator)
+        return super().step(*arguments, generator=generator, **options)
+
+
+@pytest.mark.parametrize(
+    ("scheduler_class", "complaint"),
+    [(FakeNonlinearScheduler, "off its scheduler"), (FakeDrawingScheduler, "said to draw no noise")],
+)
+def test_a_scheduler_that_no_table_can_say_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, scheduler_class: Any, complaint: str
+) -> None:
+    monkeypatch.setattr(table_cache, "build_scheduler", lambda config, *name: scheduler_class.from_config(config))
+    with pytest.raises(AssertionError, match=complaint):
+        StepTables(EPSILON_CONFIG).get("ddim", "default", 5, None)
 
 
 def test_compiling_leaves_the_global_generator_alone() -> None:

@@ -57,4 +57,5 @@ def _describe_sampler(checkpoint: Checkpoint, name: str) -> SamplerEntry | None:
         noise_schedules=sampler.noise_schedules,
         min_steps=sampler.min_steps,
         max_steps=max_steps_of(checkpoint.scheduler_config, name),
+        order=sampler.order,
     )

@@ -10,8 +10,8 @@ Where is it? One key each, `denoised:` in front:
     progress:<id>             hash    step, steps, eta_s of a running job; expires by itself
     preview:<id>              string  newest preview of a running job (WebP bytes); expires by itself
     jobs:<tenant>             zset    the tenant's job ids by creation time
-    idempotency:<tenant>:<h>  string  "<body digest> <job id>" of an Idempotency-Key; expires by itself
-    upload:<tenant>:<digest>  string  the newest job that holds this upload; expires by itself
+    idempotency:<tenant>:<h>  string  "<body digest> <job id>" of an Idempotency-Key; expires with its job
+    upload:<tenant>:<digest>  string  the newest job that holds this upload; expires with its job
     gone:<id>                 string  the tenant of an erased job; expires by itself
     costs:<model>             hash    job id -> predicted cost of each job that has not ended (row-steps at the model's
                                       own size): the list of what must not be lost
@@ -216,6 +216,8 @@ class SamplerEntry(Value):
     noise_schedules: tuple[str, ...]
     min_steps: int = 1
     max_steps: int
+    order: int = 1
+    """Calls of the network that one step takes."""
 
 
 class ModelDefaults(Value):
@@ -285,8 +287,9 @@ class WorkerBeat(Value):
 
 
 def predict_cost(request: GenerationRequest, entry: ModelEntry) -> float:
-    """Cost of a request in row-steps at the model's default size: what ETAs, Retry-After and fair shares count with."""
+    """Cost of a request in row-steps at the model's default size: what ETAs and Retry-After count with."""
     rows = 2 if request.has_guidance else 1
     share = getattr(request, "strength", 1.0)
+    calls = next((sampler.order for sampler in entry.samplers if sampler.name == request.sampler), 1)
     pixels = request.width * request.height / (entry.defaults.width * entry.defaults.height)
-    return max(1.0, request.num_inference_steps * share) * rows * request.num_images * pixels
+    return max(1.0, request.num_inference_steps * share) * calls * rows * request.num_images * pixels

@@ -110,8 +110,8 @@ class Forecast:
 
 
 def add_speeds(beats: Iterable[WorkerBeat], model: str) -> Speed:
-    """The speeds of all live workers that have the model, together."""
-    loads = [beat.models[model] for beat in beats if model in beat.models]
+    """The speeds of all live workers that have the model and take jobs, together."""
+    loads = [beat.models[model] for beat in beats if model in beat.models and beat.state != "draining"]
     return Speed(
         cost_per_s=sum(load.cost_per_s or 0.0 for load in loads),
         cost_in_flight=sum(load.cost_in_flight for load in loads),

@@ -19,9 +19,10 @@ from workers.contract import (
     created_at_of,
     key,
     new_job_id,
+    predict_cost,
     queue_name,
 )
-from workers.jobkeys import job_keys, queue_key
+from workers.jobkeys import idempotency_key, job_keys, queue_key
 
 ENTRY = make_entry()
 
@@ -122,6 +123,67 @@ def test_the_key_of_an_erased_job_is_free_again(board: JobBoard) -> None:
     second, is_new = board.submit(make_submission(), ENTRY, idempotency=idempotency)
     assert is_new
     assert second.record.id != first.record.id
+
+
+def test_an_idempotency_key_and_an_upload_live_as_long_as_their_job(board: JobBoard, redis_client: redis.Redis) -> None:
+    idempotency, digest = Idempotency("once", "digest"), "ab" * 32
+    first, _ = board.submit(make_submission(), ENTRY, idempotency=idempotency, uploads=(digest,))
+    kept = [idempotency_key("ann", "once"), key("upload", "ann", digest)]
+    assert [redis_client.ttl(name) for name in kept] == [-1, -1]  # however long it waits
+    second, _ = board.submit(make_submission(), ENTRY, uploads=(digest,))
+    board.cancel(first.record.id)
+    assert 0 < redis_client.ttl(kept[0]) <= 1000
+    assert redis_client.ttl(kept[1]) == -1  # the second job's now
+    board.cancel(second.record.id)
+    assert 0 < redis_client.ttl(kept[1]) <= 1000
+
+
+def test_a_canceled_jobs_timings_are_known(board: JobBoard, redis_client: redis.Redis) -> None:
+    view, _ = board.submit(make_submission(), ENTRY)
+    redis_client.hset(key("job", view.record.id), "started_at", view.record.created_at + 2)
+    timings = board.cancel(view.record.id).record.outcome.timings  # type: ignore[union-attr]
+    assert timings.queued_s == pytest.approx(2)
+    assert timings.total_s >= timings.queued_s
+
+
+def test_a_record_of_another_version_stays_in_the_index(board: JobBoard, redis_client: redis.Redis) -> None:
+    strange, good = (board.submit(make_submission(), ENTRY)[0].record.id for _ in range(2))
+    redis_client.hset(key("job", strange), "submission", "{}")
+    assert [view.record.id for view in board.list_jobs("ann", limit=10)[0]] == [good]
+    assert redis_client.zscore(key("jobs", "ann"), strange) is not None
+
+
+def make_beat(name: str, *models: str, state: str = "running", **load: float) -> WorkerBeat:
+    loads = {model: ModelLoad.model_validate({"loaded": True, "warmed": True, **load}) for model in models}
+    now = time.time()
+    return WorkerBeat.model_validate(
+        {"name": name, "beat_at": now, "started_at": now, "pid": 1, "host": "h", "state": state, "models": loads}
+    )
+
+
+def test_models_that_no_live_worker_serves_are_not_offered_while_others_are(
+    board: JobBoard, redis_client: redis.Redis
+) -> None:
+    for name in ("first", "second"):
+        redis_client.hset(key("catalogue"), name, make_entry(name).model_dump_json())
+    assert list(board.catalogue()) == ["fake", "first", "second"]  # jobs wait for the next worker
+    redis_client.hset(key("workers"), "w", make_beat("w", "second", "third").model_dump_json())
+    assert list(board.catalogue()) == ["second"]
+
+
+def test_a_worker_that_drains_promises_no_speed(board: JobBoard, redis_client: redis.Redis) -> None:
+    view, _ = board.submit(make_submission(steps=10), ENTRY)
+    for name, state in (("w1", "running"), ("w2", "draining")):
+        beat = make_beat(name, "fake", state=state, cost_per_s=5.0)
+        redis_client.hset(key("workers"), name, beat.model_dump_json())
+    assert board.get(view.record.id).eta_s == pytest.approx(10 / 5)  # type: ignore[union-attr]
+
+
+def test_a_sampler_with_two_calls_a_step_costs_twice(board: JobBoard) -> None:
+    (sampler,) = ENTRY.samplers
+    twice = ENTRY.model_copy(update={"samplers": (sampler.model_copy(update={"order": 2}),)})
+    request = make_submission().request
+    assert predict_cost(request, twice) == 2 * predict_cost(request, ENTRY)
 
 
 def test_nothing_half_made_remains_when_the_server_refuses_the_transaction(

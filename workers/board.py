@@ -34,6 +34,7 @@ from workers.contract import (
     Priority,
     Status,
     Submission,
+    Timings,
     WorkerBeat,
     created_at_of,
     key,
@@ -159,14 +160,14 @@ class JobBoard:
         self, pipe: Pipeline, record: JobRecord, idempotency: Idempotency | None, uploads: Iterable[str]
     ) -> None:
         keys, tenant = job_keys(record), record.submission.tenant
-        pipe.hset(keys.record, mapping=record_fields(record))
+        companions = {key("upload", tenant, digest): record.id for digest in uploads}
+        if idempotency:
+            companions[idempotency_key(tenant, idempotency.key)] = f"{idempotency.body_digest} {record.id}"
+        pipe.hset(keys.record, mapping=record_fields(record, companions))
         pipe.zadd(keys.tenant_index, {record.id: created_at_of(record.id) or record.created_at})
         pipe.expire(keys.tenant_index, scripts.INDEX_TTL_S + self.retention_s)
-        for digest in uploads:
-            pipe.set(key("upload", tenant, digest), record.id, ex=self.retention_s)
-        if idempotency:
-            stored = f"{idempotency.body_digest} {record.id}"
-            pipe.set(idempotency_key(tenant, idempotency.key), stored, ex=self.retention_s)
+        for companion, value in companions.items():
+            pipe.set(companion, value)  # expires with the job: the outcome sets when
         pipe.hset(keys.costs, record.id, repr(record.cost))
         pipe.sadd(keys.queues, record.queue)
         self._enqueue(pipe, record)
@@ -222,7 +223,8 @@ class JobBoard:
             ids = older_ids(self._redis, index, cursor, limit + 1)
             for job_id, view in zip(ids, read_views(self._redis, ids), strict=True):
                 if view is None:
-                    self._redis.zrem(index, job_id)  # expired
+                    if not self.is_known(job_id):  # expired; what another version wrote stays
+                        self._redis.zrem(index, job_id)
                 elif status in (None, view.status):
                     found.append(view)
             if len(ids) <= limit:
@@ -262,7 +264,7 @@ class JobBoard:
             return None
         if view.record.outcome is None:
             worker_name = self._redis.hget(Job.key_for(job_id), "worker_name") if view.status == "running" else None
-            self._end_from_outside(view.record, Outcome(status="canceled", ended_at=time.time()), "canceled")
+            self._end_from_outside(view.record, _canceled(view.record), "canceled")
             if worker_name:
                 send_command(self._redis, text(worker_name), "stop-job", job_id=job_id)
         return self._view(job_id)
@@ -309,7 +311,7 @@ class JobBoard:
             return False
         status, detail = _FOREIGN_ENDINGS[rq_status]
         error = JobError(code="internal", detail=detail) if detail else None
-        outcome = Outcome.model_validate({"status": status, "error": error, "ended_at": time.time()})
+        outcome = _canceled(record).model_copy(update={"status": status, "error": error})
         self._end_from_outside(record, outcome, "")
         return True
 
@@ -331,14 +333,18 @@ class JobBoard:
     # --- queues and workers -------------------------------------------------------------------------------------------
 
     def catalogue(self) -> dict[str, ModelEntry]:
-        """Every model that a worker has published, by name; its worker may be gone.
+        """The models that live workers serve, by name; while no worker lives, every model that one has ever published.
 
-        What another version published is left out: it cannot be validated against.
+        A job for a model that nobody serves any more would wait for ever beside workers that serve others; without any
+        worker it waits for the next one. What another version published is left out: it cannot be validated against.
         """
+        served = {name for beat in self.beats() for name in beat.models}
         found: dict[str, ModelEntry] = {}
-        for name, raw in sorted(self._redis.hgetall(key("catalogue")).items()):
-            with contextlib.suppress(ValidationError):
-                found[text(name)] = ModelEntry.model_validate_json(raw)
+        for raw_name, raw in sorted(self._redis.hgetall(key("catalogue")).items()):
+            name = text(raw_name)
+            if not served or name in served:
+                with contextlib.suppress(ValidationError):
+                    found[name] = ModelEntry.model_validate_json(raw)
         return found
 
     def beats(self) -> list[WorkerBeat]:
@@ -383,3 +389,11 @@ class JobBoard:
             model: [queue_name(model, priority, tenant) for priority in PRIORITIES]
             for model in dict.fromkeys((*self._models(), *models))
         }
+
+
+def _canceled(record: JobRecord) -> Outcome:
+    """Ended from outside, now. `started_at` is Redis's time and may differ from ours."""
+    now = time.time()
+    queued_s = max(0.0, (record.started_at or now) - record.created_at)
+    timings = Timings(queued_s=queued_s, total_s=max(queued_s, now - record.created_at))
+    return Outcome(status="canceled", timings=timings, ended_at=now)

@@ -193,7 +193,9 @@ class HeldJobs:
     def stop(self, held: HeldJob) -> None:
         """An operator, or the API, wants this job to end."""
         self._leave_engine(held)
-        held.settle(Outcome(status="canceled", ended_at=time.time(), execution=held.execution.id))
+        held.settle(
+            Outcome(status="canceled", timings=held.timings(), ended_at=time.time(), execution=held.execution.id)
+        )
 
     def drop(self, held: HeldJob) -> None:
         """This job is not ours any more: canceled, taken over, or ended with RQ's tools."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 SERIALIZER = "json"
 """RQ's name for it. Nothing from Redis is ever unpickled."""
+_FOR_SCRIPTS = frozenset({"tenant", "companions"})
+"""Fields of the hash that are no part of the record."""
 JOB_FUNCTION = "workers.worker.draw"
 """What RQ calls the job. A name only: our worker never imports it."""
 
@@ -109,8 +111,11 @@ def text(raw: Any) -> str:
     return raw.decode() if isinstance(raw, bytes) else str(raw)
 
 
-def record_fields(record: JobRecord) -> dict[Any, Any]:
-    """The hash of a new record. `tenant` is repeated outside the submission for the scripts."""
+def record_fields(record: JobRecord, companions: Iterable[str] = ()) -> dict[Any, Any]:
+    """The hash of a new record. `tenant` is repeated outside the submission for the scripts.
+
+    `companions`: keys of strings that end with the job's id and expire when its record does.
+    """
     return {
         "id": record.id,
         "tenant": record.submission.tenant,
@@ -119,6 +124,7 @@ def record_fields(record: JobRecord) -> dict[Any, Any]:
         "queue": record.queue,
         "cost": repr(record.cost),
         "contract_version": str(record.contract_version),
+        "companions": "\n".join(companions),
     }
 
 
@@ -135,7 +141,7 @@ def read_record(fields: Mapping[Any, Any]) -> JobRecord | None:
 
 def _parse_record(fields: Mapping[Any, Any]) -> JobRecord:
     given = {text(name): text(value) for name, value in fields.items()}
-    values: dict[str, Any] = {name: value for name, value in given.items() if name != "tenant"}
+    values: dict[str, Any] = {name: value for name, value in given.items() if name not in _FOR_SCRIPTS}
     values["submission"] = Submission.model_validate_json(given["submission"])
     if "warnings" in given:
         values["warnings"] = json.loads(given["warnings"])

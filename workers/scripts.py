@@ -48,6 +48,11 @@ local function record_outcome(k, job, outcome, retention)
   redis.call('DEL', k.preview)
   redis.call('HDEL', k.costs, job)
   redis.call('SET', k.gone, tenant, 'EX', 2 * ttl)
+  for companion in string.gmatch(redis.call('HGET', k.record, 'companions') or '', '[^\\n]+') do
+    local value = redis.call('GET', companion)
+    -- Another job may have taken the key over.
+    if value and string.sub(value, -#job) == job then redis.call('EXPIRE', companion, ttl) end
+  end
   -- Each ended job looks at the four oldest of its tenant's index, so the index cannot outgrow the records.
   for _, old in ipairs(redis.call('ZRANGE', k.index, 0, 3)) do
     if redis.call('EXISTS', k.record_prefix .. old) == 0 then redis.call('ZREM', k.index, old) end

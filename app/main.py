@@ -80,15 +80,20 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
 
 def make_log(log_format: Literal["json", "console"]) -> Any:
     """A logger of one line an event on stderr; owned by whoever calls, nothing global is configured."""
-    is_json = log_format == "json"
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer() if is_json else structlog.dev.ConsoleRenderer(),
+            *_renderers(log_format),
         ],
     )
+
+
+def _renderers(log_format: Literal["json", "console"]) -> list[Any]:
+    if log_format == "console":
+        return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 
 @contextlib.asynccontextmanager
@@ -127,11 +132,13 @@ def _map_faults(app: FastAPI, log: Any) -> None:
     """Every exception that can reach the top has its row in the error table."""
 
     async def refuse(request: Request, error: Exception) -> Response:
+        problem = _problem_of(error)
+        request_id = request.scope["state"]["request_id"]
         if isinstance(error, RedisError):
-            log.error(
-                "redis", error=f"{type(error).__name__}: {error}", request_id=request.scope["state"]["request_id"]
-            )
-        return problem_answer(_problem_of(error), request.scope)
+            log.error("redis", error=f"{type(error).__name__}: {error}", request_id=request_id)
+        elif problem.code == "internal":
+            log.error("internal", request_id=request_id, exc_info=error)
+        return problem_answer(problem, request.scope)
 
     for kind in (Problem, RequestValidationError, HTTPException, RedisError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, refuse)

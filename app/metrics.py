@@ -35,7 +35,7 @@ class HttpMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.open_streams = 0
+        self._streams: dict[str, int] = {}
         gauge = Gauge("denoised_event_streams", "Event streams that are open now.", registry=self.registry)
         gauge.set_function(lambda: self.open_streams)
 
@@ -46,13 +46,22 @@ class HttpMetrics:
         self._seconds.labels(route, known).observe(seconds)
 
     @contextlib.contextmanager
-    def count_stream(self) -> Iterator[None]:
-        """One more open event stream while the context lasts."""
-        self.open_streams += 1
+    def count_stream(self, tenant: str) -> Iterator[None]:
+        """One more open event stream of this tenant while the context lasts."""
+        self._streams[tenant] = self.streams_of(tenant) + 1
         try:
             yield
         finally:
-            self.open_streams -= 1
+            self._streams[tenant] -= 1
+
+    @property
+    def open_streams(self) -> int:
+        """Of all tenants."""
+        return sum(self._streams.values())
+
+    def streams_of(self, tenant: str) -> int:
+        """Open event streams of one tenant."""
+        return self._streams.get(tenant, 0)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from app.errors import Problem, field_problem
 MAX_DEPTH = 4
 """Bodies are flat; a little more so that a nested value is reported as a wrong field."""
 MAX_FORM_FIELDS = 64
+MAX_FORM_FILES = 1
+"""No task takes more than its one picture."""
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
@@ -42,7 +44,7 @@ class Payload:
         return hashlib.sha256(_canonical({"fields": self.fields, "files": files})).hexdigest()
 
 
-def read_payload(headers: Headers, body: bytes, *, max_files: int) -> Payload:
+def read_payload(headers: Headers, body: bytes) -> Payload:
     """The body as its Content-Type says. Raises Problem for anything else than one flat, well-formed body."""
     media_type, options = parse_options_header(headers.get("content-type", ""))
     if headers.get("content-encoding", "identity").lower() != "identity":
@@ -50,7 +52,7 @@ def read_payload(headers: Headers, body: bytes, *, max_files: int) -> Payload:
     if media_type == b"application/json":
         return Payload(parse_json(body))
     if media_type == b"multipart/form-data":
-        return _Form(options.get(b"boundary", b""), max_files).read(body)
+        return _Form(options.get(b"boundary", b"")).read(body)
     sent = media_type.decode("latin-1") or "nothing"
     raise Problem("content_type_unsupported", f"The Content-Type is {sent}.")
 
@@ -78,10 +80,11 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise Problem("json_invalid", "The body is no JSON object.")
     if _is_deeper_than(value, MAX_DEPTH):
         raise Problem("json_too_deep", f"It nests more than {MAX_DEPTH} levels.")
-    try:
-        _canonical(value)
-    except UnicodeEncodeError as error:
-        raise Problem("json_invalid", "A text has half of a surrogate pair, which is no character.") from error
+    if "\\u" in text:  # only an escape can spell half of a pair
+        try:
+            _canonical(value)
+        except UnicodeEncodeError as error:
+            raise Problem("json_invalid", "A text has half of a surrogate pair, which is no character.") from error
     return value
 
 
@@ -129,11 +132,10 @@ def _is_deeper_than(value: Any, limit: int) -> bool:
 class _Form:
     """Collects the parts of one form-data body: texts as fields, parts with a file name as files."""
 
-    def __init__(self, boundary: bytes, max_files: int) -> None:
+    def __init__(self, boundary: bytes) -> None:
         if not boundary:
             raise Problem("multipart_invalid", "The Content-Type has no boundary.")
         self._boundary = boundary
-        self._max_files = max_files
         self._fields: dict[str, Any] = {}
         self._files: dict[str, bytes] = {}
         self._header = (bytearray(), bytearray())
@@ -181,8 +183,8 @@ class _Form:
             self._files[name] = bytes(self._data)
         else:
             self._fields[name] = form_value(name, _text(bytes(self._data), f"the part {name!r}"))
-        if len(self._files) > self._max_files or len(self._fields) > MAX_FORM_FIELDS:
-            raise Problem("multipart_invalid", f"There are more than {self._max_files} files, or too many fields.")
+        if len(self._files) > MAX_FORM_FILES or len(self._fields) > MAX_FORM_FIELDS:
+            raise Problem("multipart_invalid", "There is more than one file, or there are too many fields.")
 
     def _end(self) -> None:
         self._is_complete = True

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from app.errors import FieldError, Problem, field_problem
 from app.schemas import DEFAULT_TASK, GENERATE_BODY, MAX_PROMPT_CHARACTERS, ImageToImageBody, TextToImageBody
 from app.uploads import Upload
-from models.request import TASKS, ImageToImageRequest, TextToImageRequest
+from models.request import TASKS, ImageToImageRequest, TextToImageRequest, fold_name
 from workers.contract import ModelEntry, SamplerEntry
 
 SEED_RANGE = 2**32
@@ -98,14 +98,14 @@ def resolve(body: Body, entry: ModelEntry, upload: Upload | None) -> TextToImage
 def resolve_sampler(name: str, noise_schedule: str | None, entry: ModelEntry) -> tuple[SamplerEntry, str]:
     """The model's sampler and noise schedule that the names mean; capitals, spaces, hyphens, "++" do not matter."""
     samplers = {sampler.name: sampler for sampler in entry.samplers}
-    folded = _folded(name)
+    folded = fold_name(name)
     plain, meant = entry.sampler_aliases.get(folded, (folded, None))
     if plain not in samplers:
         raise field_problem(
             "sampler_unknown", "sampler", f"{entry.name} has no sampler {_quoted(name)}, but {', '.join(samplers)}."
         )
     implied = meant if meant not in (None, "default") else None
-    asked = _folded(noise_schedule) if noise_schedule is not None else "default"
+    asked = fold_name(noise_schedule) if noise_schedule is not None else "default"
     if implied and asked not in ("default", implied):
         raise field_problem(
             "noise_schedule_unknown",
@@ -119,10 +119,6 @@ def resolve_sampler(name: str, noise_schedule: str | None, entry: ModelEntry) ->
             "noise_schedule_unknown", "noise_schedule", f"{plain} has {', '.join(offered)}, not {_quoted(chosen)}."
         )
     return samplers[plain], chosen
-
-
-def _folded(name: str) -> str:
-    return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
 
 
 def _resolve_sampler(body: Body, entry: ModelEntry) -> tuple[SamplerEntry, str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.connection import parse_url
 
 from workers.contract import RETENTION_S
 
@@ -79,9 +80,6 @@ class ApiSettings(BaseSettings):
         description="Most pixels of an uploaded picture, read from its header before anything is decoded. Each costs"
         " about 8 bytes of memory while it is decoded.",
     )
-    max_uploads: int = Field(
-        4, gt=0, description="Most file parts in one multipart body. No task needs more than a few."
-    )
     upload_timeout_s: float = Field(
         60.0,
         gt=0,
@@ -112,6 +110,12 @@ class ApiSettings(BaseSettings):
         description="Event streams open at the same time. Each is one connection and, while its job runs, a few small"
         " Redis reads a second.",
     )
+    max_tenant_streams: int = Field(
+        64,
+        gt=0,
+        description="Event streams that one tenant may have open at the same time, when there are keys. Keep it well"
+        " below max_event_streams, so that no tenant can take them all.",
+    )
     default_model: str | None = Field(
         None,
         description="Model for requests that name none, if it serves their task. Unset: the first by name that does.",
@@ -120,6 +124,12 @@ class ApiSettings(BaseSettings):
     log_format: Literal["json", "console"] = Field(
         "json", description="json for machines, console for people; `denoised serve` chooses console."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        parse_url(value)
+        return value
 
     @field_validator("allowed_hosts", "allowed_origins", mode="before")
     @classmethod

@@ -18,6 +18,11 @@ SIZE_MULTIPLE = 8
 """Pixels: widths and heights are multiples of the autoencoder's factor (arXiv 2112.10752, section 3.1, f = 8)."""
 
 
+def fold_name(name: str) -> str:
+    """The name of a sampler or noise schedule as catalogues write it: `DPM++ 2M Karras` is `dpmpp_2m_karras`."""
+    return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
+
+
 class PictureRequest(BaseModel):
     """What every task has in common. Frozen; unknown fields are refused."""
 

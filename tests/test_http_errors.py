@@ -444,6 +444,27 @@ async def test_a_fault_of_ours_is_a_503_with_a_request_id(redis_url, store, work
         assert_problem(await client.get("/explode", headers={"X-Request-ID": "mine-1"}), "internal")
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_a_fault_of_ours_is_in_the_log_with_its_request_id(
+    redis_url, store, worker, capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    app = create_app(settings_for(redis_url, store, log_format=log_format))
+
+    async def explode(request: Any) -> None:
+        raise ZeroDivisionError("of ours")
+
+    app.router.routes.insert(0, Route("/explode", explode))
+    async with client_of(app) as client:
+        client._transport.raise_app_exceptions = False  # type: ignore[attr-defined]
+        assert_problem(await client.get("/explode", headers={"X-Request-ID": "mine-1"}), "internal")
+    told = capsys.readouterr().err
+    assert "internal" in told
+    assert "mine-1" in told
+    assert "Traceback" in told
+    assert "ZeroDivisionError: of ours" in told
+
+
 # --- uploads by themselves -------------------------------------------------------------------------------------------
 
 

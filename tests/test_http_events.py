@@ -20,7 +20,7 @@ import redis
 
 from app.events import EventHub
 from app.main import create_app, make_log
-from tests.http_kit import ALICE, KEYS, FakeWorker, client_of, serving, settings_for
+from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, client_of, serving, settings_for
 from workers.connection import connect, connect_async
 from workers.contract import key
 from workers.embedded import ensure_server
@@ -92,13 +92,28 @@ async def test_too_many_streams_are_refused(redis_url, store, worker) -> None:
     app = create_app(settings_for(redis_url, store, max_event_streams=1))
     async with client_of(app) as client:
         job = (await client.post("/generate", json={"prompt": "a pear"})).json()
-        with app.state.services.metrics.count_stream():
+        with app.state.services.metrics.count_stream("local"):
             refused = await client.get(job["links"]["events"])
         worker.draw(job["id"])
         accepted = await client.get(job["links"]["events"])
     assert (refused.status_code, refused.json()["code"]) == (429, "streams_full")
     assert int(refused.headers["retry-after"]) >= 1
     assert accepted.status_code == 200
+
+
+@pytest.mark.asyncio
+async def test_a_tenant_cannot_take_the_streams_of_the_others(redis_url, store, worker) -> None:
+    app = create_app(settings_for(redis_url, store, api_keys=KEYS, max_tenant_streams=1))
+    async with client_of(app) as client:
+        jobs = [(await client.post("/generate", json={"prompt": "a pear"}, headers=who)).json() for who in (ALICE, BOB)]
+        for job in jobs:
+            worker.draw(job["id"])
+        with app.state.services.metrics.count_stream("alice"):
+            refused = await client.get(jobs[0]["links"]["events"], headers=ALICE)
+            welcome = await client.get(jobs[1]["links"]["events"], headers=BOB)
+        again = await client.get(jobs[0]["links"]["events"], headers=ALICE)
+    assert (refused.status_code, refused.json()["code"]) == (429, "streams_full")
+    assert (welcome.status_code, again.status_code) == (200, 200)
 
 
 @pytest.mark.asyncio

@@ -6,11 +6,15 @@ import asyncio
 import base64
 import hashlib
 import io
+import threading
 
 import pytest
 import redis
 from PIL import Image
+from starlette.datastructures import Headers
 
+from app.payload import Payload, read_payload
+from app.routes.generate import LARGE_BODY_BYTES
 from app.schemas import IMAGE_TO_IMAGE_EXAMPLE, TEXT_TO_IMAGE_EXAMPLE
 from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, is_untouched, png, serving
 from workers.store import LocalStore
@@ -54,6 +58,23 @@ async def test_a_prompt_is_enough_and_every_default_is_told(redis_url, store, wo
     assert (job["images"], job["error"], job["warnings"]) == ([], None, [])
     assert job["created_at"].endswith("Z")
     assert (job["started_at"], job["ended_at"]) == (None, None)
+
+
+@pytest.mark.parametrize(("size", "is_apart"), [(100, False), (LARGE_BODY_BYTES, True)])
+async def test_a_large_body_is_read_beside_the_event_loop(
+    redis_url, store, worker, monkeypatch: pytest.MonkeyPatch, size: int, is_apart: bool
+) -> None:
+    threads: list[int] = []
+
+    def noted(headers: Headers, body: bytes) -> Payload:
+        threads.append(threading.get_ident())
+        return read_payload(headers, body)
+
+    monkeypatch.setattr("app.routes.generate.read_payload", noted)
+    async with serving(redis_url, store) as client:
+        answer = await client.post("/generate", json={"prompt": "a pear", "negative_prompt": "x" * size})
+    assert answer.status_code == (422 if is_apart else 202)
+    assert [thread != threading.get_ident() for thread in threads] == [is_apart]
 
 
 async def test_the_request_of_a_document_can_be_sent_again_as_it_is(redis_url, store, worker) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Header, Request
+from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app.accept import Accepted, accept
@@ -21,6 +23,8 @@ from workers.contract import ENDED, JobView
 
 router = APIRouter(tags=["generate"])
 
+LARGE_BODY_BYTES = 2**20
+"""A body from this size on takes milliseconds to parse and hash: too long for the event loop."""
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -83,8 +87,7 @@ async def generate(
     traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """Queues one job for one or more pictures and answers with its document; `Location` is where it is found."""
-    payload = read_payload(request.headers, await _read_body(request), max_files=services.settings.max_uploads)
-    idempotency = _idempotency(idempotency_key, payload)
+    payload, idempotency = await _understand(services, request.headers, await _read_body(request), idempotency_key)
     trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
     accepted = await accept(services, tenant, payload, idempotency, trace)
     note_job(request, accepted.view.record.id)
@@ -96,6 +99,20 @@ async def _read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         body.extend(chunk)
     return bytes(body)
+
+
+async def _understand(
+    services: Services, headers: Headers, body: bytes, key: str | None
+) -> tuple[Payload, Idempotency | None]:
+    """The body parsed and, if need be, hashed; a large one in a thread, so that other requests go on meanwhile."""
+
+    def read() -> tuple[Payload, Idempotency | None]:
+        payload = read_payload(headers, body)
+        return payload, _idempotency(key, payload)
+
+    if len(body) < LARGE_BODY_BYTES:
+        return read()
+    return await anyio.to_thread.run_sync(read, limiter=services.decoders)
 
 
 def _idempotency(key: str | None, payload: Payload) -> Idempotency | None:

@@ -1,7 +1,7 @@
 """The command line: `denoised serve | api | worker | generate | models | keys`.
 
-Owns the exit statuses and which command is done where. Each command's work is imported when it is asked for, so that
-`--help` is instant; nothing here needs torch.
+Owns which fault ends with which exit status, and which command is done where. Each command's work is imported when it
+is asked for, so that `--help` is instant; nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app.cli_options import parser
-
-EXIT_FAILED = 1
-EXIT_SETTINGS = 2
-EXIT_UNREACHABLE = 3
-EXIT_CANNOT_LISTEN = 4
-EXIT_INTERRUPTED = 130
+from app.exit_status import EXIT_CANNOT_LISTEN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -62,10 +57,15 @@ def _run_api(options: argparse.Namespace) -> int:
     from app.listener import bind, run_api
     from app.security import check_bind
     from app.settings import ApiSettings
+    from workers.store import StoreUrlError, open_store
 
     given = {"host": options.host, "port": options.port}
     settings = ApiSettings(**{name: value for name, value in given.items() if value is not None})
     check_bind(settings)
+    try:
+        open_store(settings.store)  # told here, in a sentence; the application opens its own
+    except OSError as error:
+        raise StoreUrlError(f"The store {settings.store} cannot be used: {error}.") from error
     if options.listen_fd is not None:
         return run_api(settings, socket.socket(fileno=options.listen_fd))
     return run_api(settings, bind(settings.host, settings.port))
@@ -78,6 +78,7 @@ def _with_settings(run: Callable[[], int]) -> int:
     from app.listener import CannotListen
     from app.security import BindRefused, KeysInvalid
     from workers.embedded import EmbeddedServerError
+    from workers.store import StoreUrlError
 
     try:
         return run()
@@ -85,7 +86,7 @@ def _with_settings(run: Callable[[], int]) -> int:
         return complain(str(error), EXIT_CANNOT_LISTEN)
     except ValidationError as error:
         return complain(_settings_fault(error.errors(include_url=False, include_input=False)), EXIT_SETTINGS)
-    except (BindRefused, KeysInvalid, EmbeddedServerError) as error:
+    except (BindRefused, KeysInvalid, EmbeddedServerError, StoreUrlError) as error:
         return complain(str(error), EXIT_SETTINGS)
 
 
@@ -93,7 +94,8 @@ def _settings_fault(faults: Sequence[Mapping[str, Any]]) -> str:
     said = []
     for fault in faults:
         name = ".".join(map(str, fault["loc"])).upper()
-        said.append(f"{name if name == 'REDIS_URL' else f'DENOISED_{name}'}: {fault['msg']}")
+        what = fault["msg"].removeprefix("Value error, ")
+        said.append(f"{name if name == 'REDIS_URL' else f'DENOISED_{name}'}: {what.rstrip('.')}")
     return "; ".join(said) + ". docs/settings.md tells how to choose each."
 
 

@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS, EXIT_UNREACHABLE, complain
+from app.cli import complain
 from app.cli_progress import Progress
 from app.client import DEFAULT_SERVER, Client, ClientError, Refused, Unreachable
+from app.exit_status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS, EXIT_UNREACHABLE
 
 _START_TIMEOUT_S = 300.0
 """Seconds that a server may take from its start to its first picture; loading a large model from a slow disk fits."""
@@ -123,14 +124,17 @@ def _draw(client: Client, body: dict[str, Any], options: argparse.Namespace, pro
     for path in output_paths(options, options.count):
         if not path.parent.is_dir():
             raise _NotSaved(f"There is no directory {path.parent} to write to. Make it first.")
-    submitted = document = _submit(client, body, progress)
+    key = str(uuid.uuid4())  # a repeat after a broken line makes no second job
+    document = None
     try:
+        submitted = document = _submit(client, body, key, progress)
         for document in client.follow(submitted):
             progress.show(document)
     except KeyboardInterrupt:
         progress.end()
         with contextlib.suppress(ClientError):
-            client.cancel(document["id"])
+            # Without a document the answer had not come yet: the same key leads to the job that may be queued.
+            client.cancel((document or client.submit(body, key))["id"])
         return complain("canceled", EXIT_INTERRUPTED)
     finally:
         progress.end()
@@ -143,9 +147,8 @@ def _draw(client: Client, body: dict[str, Any], options: argparse.Namespace, pro
     return 0
 
 
-def _submit(client: Client, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def _submit(client: Client, body: dict[str, Any], key: str, progress: Progress) -> dict[str, Any]:
     """Submits; waits with a server that is starting, as long as it says."""
-    key = str(uuid.uuid4())  # a repeat after a broken line makes no second job
     end = time.monotonic() + _START_TIMEOUT_S
     while True:
         try:
@@ -179,7 +182,8 @@ def _explain(error: ClientError) -> int:
 
 def _describe(model: dict[str, Any]) -> Iterator[str]:
     defaults, limits = model["defaults"], model["limits"]
-    yield f"{model['name']}  ({', '.join(model['tasks'])}; {model['device']}, {model['dtype']})"
+    state = "loaded" if model["loaded"] else "not loaded"
+    yield f"{model['name']}  ({', '.join(model['tasks'])}; {model['device']}, {model['dtype']}; {state})"
     yield f"  size      {defaults['width']}x{defaults['height']}; sides {limits['min_size']} to {limits['max_size']}"
     yield f"  steps     {defaults['num_inference_steps']}    guidance {defaults['guidance_scale']:g}"
     yield f"  sampler   {defaults['sampler']}, noise schedule {defaults['noise_schedule']}"

@@ -10,19 +10,18 @@ import argparse
 import contextlib
 import fcntl
 import os
-import re
 import secrets
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.security import KeysInvalid, hash_key, load_keys
+from app.exit_status import EXIT_FAILED, EXIT_SETTINGS
+from app.security import TENANT, KeysInvalid, hash_key, load_keys
 from app.settings import ApiSettings
 
 ID_LENGTH = 12
 """Hex digits of the hash that name a key in `keys list`."""
-_TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,13 +36,13 @@ def run(options: argparse.Namespace) -> int:
         return _list(path) if options.action == "list" else _revoke(path, options.which)
     except (KeysInvalid, OSError) as error:
         print(f"denoised: {error}", file=sys.stderr)
-        return 2
+        return EXIT_SETTINGS
 
 
 def _new(path: Path, tenant: str) -> int:
-    if not _TENANT.fullmatch(tenant):
+    if not TENANT.fullmatch(tenant):
         print(f"denoised: {tenant!r} is no tenant; use 1 to 64 letters, digits, - and _.", file=sys.stderr)
-        return 2
+        return EXIT_SETTINGS
     key = f"dn_{secrets.token_urlsafe(32)}"
     with _locked(path):
         _write(path, [*_lines(path), f"{tenant} {hash_key(key)}  # {datetime.now(UTC):%Y-%m-%d}"])
@@ -68,7 +67,7 @@ def _revoke(path: Path, which: str) -> int:
         kept = [line for line in lines if not _is_meant(line, which)]
         if len(kept) == len(lines):
             print(f"denoised: {path} has no tenant and no key id {which!r}; see `denoised keys list`.", file=sys.stderr)
-            return 1
+            return EXIT_FAILED
         _write(path, kept)
     print(f"Revoked {len(lines) - len(kept)} of {which!r}. Restart the server so that it knows.", file=sys.stderr)
     return 0

@@ -6,6 +6,7 @@ Owns the parser. Knows nothing of what the commands do.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable
@@ -124,32 +125,42 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = generate.add_argument
-    add("prompt", help="what to draw, in words the model knows")
+    add("prompt", type=_text, help="what to draw, in words the model knows")
     add(
         "-o", "--output", type=Path, metavar="FILE", help="file to write; its ending chooses the format. Several"
         " pictures become FILE-0.png, FILE-1.png, ... Default: named after the prompt, in this directory",
     )  # fmt: skip
-    add("--negative", metavar="TEXT", help="what not to draw. Leave it out unless something unwanted keeps coming up")
+    add(
+        "--negative",
+        type=_text,
+        metavar="TEXT",
+        help="what not to draw. Leave it out unless something unwanted keeps coming up",
+    )
     add("--steps", type=_number(1, 1000), metavar="N", help="sampler steps: more cost more time; 20 to 50 suit most"
         " samplers, 4 to 8 suit lcm and tcd with models made for them")  # fmt: skip
     add("--size", type=_size, metavar="WxH", help="pixels, multiples of 8, such as 512x768. The model's own size"
         " draws best; `denoised models` tells it")  # fmt: skip
     add("--seed", type=_number(0, 2**63 - 1), metavar="N", help="start of all randomness: the same request with the"
         " same seed draws the same picture. Left out: drawn, and printed")  # fmt: skip
-    add("--guidance", type=float, metavar="G", help="how strongly to follow the prompt: 1 switches it off and halves"
+    add("--guidance", type=_finite, metavar="G", help="how strongly to follow the prompt: 1 switches it off and halves"
         " the time, 3 to 8 suit most models, more looks burnt")  # fmt: skip
-    add("--sampler", metavar="NAME", help="how the steps are taken; `denoised models` lists the names. The model's own"
-        " choice is good; *_ancestral and *_sde samplers vary more")  # fmt: skip
-    add("--noise-schedule", metavar="NAME", help="how noise is spread over the steps: default, karras (often better at"
-        " few steps), exponential, trailing, where the sampler has it")  # fmt: skip
-    add("-n", "--n", dest="count", type=_number(1, 1000), default=1, metavar="N", help="pictures to draw (default 1);"
-        " the next one has the next seed")  # fmt: skip
+    add("--sampler", type=_text, metavar="NAME", help="how the steps are taken; `denoised models` lists the names. The"
+        " model's own choice is good; *_ancestral and *_sde samplers vary more")  # fmt: skip
+    add("--noise-schedule", type=_text, metavar="NAME", help="how noise is spread over the steps: default, karras"
+        " (often better at few steps), exponential, trailing, where the sampler has it")  # fmt: skip
+    add("-n", "--num-images", dest="count", type=_number(1, 1000), default=1, metavar="N", help="pictures to draw"
+        " (default 1); the next one has the next seed")  # fmt: skip
     add("--image", type=Path, metavar="FILE", help="picture to start from (PNG, JPEG, WebP), for image to image")
-    add("--strength", type=float, metavar="S", help="with --image, how far to go from it: 0.3 retouches, 0.8 keeps the"
-        " composition, 1 keeps only the size")  # fmt: skip
+    add("--strength", type=_finite, metavar="S", help="with --image, how far to go from it: 0.3 retouches, 0.8 keeps"
+        " the composition, 1 keeps only the size")  # fmt: skip
     add("--format", choices=("png", "jpeg", "webp"), help="png is exact and carries its recipe; webp and jpeg are"
         " smaller. Default: what the name of the output says, else png")  # fmt: skip
-    add("--model", metavar="NAME", help="which model draws; `denoised models` lists them. Default: the server's")
+    add(
+        "--model",
+        type=_text,
+        metavar="NAME",
+        help="which model draws; `denoised models` lists them. Default: the server's",
+    )
     add("--priority", choices=("high", "normal", "low"), help="which of your own waiting jobs goes first (default"
         " normal): low for bulk work, high for what you wait for")  # fmt: skip
     _add_server_options(generate)
@@ -164,6 +175,7 @@ def _add_server_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--key",
+        type=_key,
         default=os.environ.get("DENOISED_API_KEY") or None,
         help="your key, where the server wants one. Prefer $DENOISED_API_KEY: other users see the options of a"
         " running program",
@@ -198,6 +210,29 @@ def _number(lowest: int, highest: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return value
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"byte {text[error.start]!a} is not UTF-8; check the terminal's encoding"
+        ) from error
+    return text
+
+
+def _key(text: str) -> str:
+    if not (text.isascii() and text.isprintable()):
+        raise argparse.ArgumentTypeError("a key has plain printable characters only")
+    return text
 
 
 def _size(text: str) -> tuple[int, int]:

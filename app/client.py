@@ -18,8 +18,9 @@ from typing import Any, Self
 
 import httpx2
 
+from workers.contract import ENDED
+
 DEFAULT_SERVER = "http://127.0.0.1:8000"
-ENDED = frozenset({"succeeded", "failed", "canceled"})
 _POLL_S = 0.5
 _PATIENCE_S = 30.0
 """Seconds that a job is followed without any answer before the server counts as gone."""

@@ -19,7 +19,8 @@ from app.errors import Problem
 from app.settings import ApiSettings
 from workers.contract import LOCAL_TENANT
 
-_TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""Names that a tenant can have."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="denoised"'}
 
@@ -126,7 +127,7 @@ def host_name(host: str) -> str:
 
 def _from_environment(part: str) -> tuple[str, str]:
     tenant, separator, key = part.strip().partition(":")
-    if not separator or not _TENANT.fullmatch(tenant) or not key:
+    if not separator or not TENANT.fullmatch(tenant) or not key:
         raise KeysInvalid(
             "DENOISED_API_KEYS is read as tenant:key,tenant:key; tenants have 1 to 64 letters, digits, _ or -."
         )
@@ -143,7 +144,7 @@ def _from_file(path: Path) -> list[tuple[str, str]]:
         words = line.partition("#")[0].split()
         if not words:
             continue
-        if len(words) != 2 or not _TENANT.fullmatch(words[0]) or not _DIGEST.fullmatch(words[1].lower()):
+        if len(words) != 2 or not TENANT.fullmatch(words[0]) or not _DIGEST.fullmatch(words[1].lower()):
             raise KeysInvalid(f"{path}, line {number}: write a tenant, a space and 64 hex digits of SHA-256.")
         pairs.append((words[1].lower(), words[0]))
     return pairs

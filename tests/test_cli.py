@@ -29,7 +29,7 @@ from app.security import load_keys
 from app.settings import ApiSettings
 from tests.http_kit import FakeWorker, png
 from tests.process_kit import PATIENCE_S, ROOT, Console
-from workers.contract import JobView
+from workers.contract import JobView, key
 from workers.store import LocalStore
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_every_option_of_generate_reaches_its_field(tmp_path: Path) -> None:
     upload = tmp_path / "in.png"
     upload.write_bytes(png(8, 8))
     words = "--steps 9 --size 64x128 --seed 5 --guidance 2.5 --negative blur --sampler euler --noise-schedule karras"
-    words += f" --n 2 --image {upload} --strength 0.4 --format webp --model first --priority high"
+    words += f" --num-images 2 --image {upload} --strength 0.4 --format webp --model first --priority high"
     body = request_body(options("a cat", *words.split()))
     assert body.pop("image")
     assert body == {
@@ -97,6 +97,11 @@ def test_several_pictures_are_numbered() -> None:
         ["generate", "x", "--steps", "0"],
         ["generate", "x", "--format", "gif"],
         ["generate", "x", "-n", "none"],
+        ["generate", "x", "--guidance", "nan"],
+        ["generate", "x", "--image", "x.png", "--strength", "inf"],
+        ["generate", "an apple that is no UTF-8: \udce4"],
+        ["generate", "x", "--negative", "\udce4"],
+        ["models", "--key", "schl\u00fcssel"],
         ["serve", "--port", "70000"],
         ["serve", "--model", "nameless"],
         ["serve", "--workers", "0"],
@@ -355,6 +360,27 @@ def test_ctrl_c_cancels_the_job(api: tuple[str, LocalStore], worker: FakeWorker,
     assert not (tmp_path / "x.png").exists()
 
 
+def test_ctrl_c_cancels_a_job_whose_answer_has_not_come_yet(
+    api: tuple[str, LocalStore], worker: FakeWorker, tmp_path: Path
+) -> None:
+    pause_ms = 4000
+    worker.client.execute_command("CLIENT", "PAUSE", pause_ms, "WRITE")
+    with generate(api, "generate", "a red apple", "-o", str(tmp_path / "x.png")) as command:
+        wait_for_held_back_submission(worker.client)
+        command.process.send_signal(signal.SIGINT)
+        worker.client.execute_command("CLIENT", "UNPAUSE")
+        assert command.wait_for_end() == 130
+        command.wait_for("canceled")
+    jobs, _ = worker.board.list_jobs("alice", limit=10, cursor=None, status=None)
+    assert [job.status for job in jobs] == ["canceled"]
+
+
+def wait_for_held_back_submission(client: redis.Redis) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not any({"b", "x"} <= set(other["flags"]) for other in client.client_list()):  # held back in a MULTI
+        assert time.monotonic() < end, "nothing was submitted"
+
+
 def test_a_failed_job_is_told_with_its_code(api: tuple[str, LocalStore], worker: FakeWorker, tmp_path: Path) -> None:
     with generate(api, "generate", "a red apple", "-o", str(tmp_path / "x.png")) as command:
         worker.fail(wait_for_job(worker).record.id)
@@ -389,9 +415,12 @@ def test_models_lists_what_the_server_can_draw_with(
     where = ["--server", api[0], "--key", KEY]
     assert main(["models", *where]) == 0
     text = capsys.readouterr().out
-    assert "first  (text-to-image, image-to-image; cpu, float32)" in text
+    assert "first  (text-to-image, image-to-image; cpu, float32; loaded)" in text
     assert "128x128" in text
     assert "lcm" in text
     assert main(["models", "--json", *where]) == 0
     models: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert [model["name"] for model in models] == ["first"]
+    worker.client.delete(key("workers"))
+    assert main(["models", *where]) == 0
+    assert "float32; not loaded)" in capsys.readouterr().out

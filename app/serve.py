@@ -111,7 +111,13 @@ def _supervise(
     announcer = _Announcer(url_of(listener))
 
     def on_tick() -> None:
-        if backend.restart_if_gone():
+        has_moved = backend.restart_if_gone()
+        if supervisor.is_stopping:
+            if has_moved or not backend.is_up:
+                say("the workers cannot finish without their Redis server: what they have begun is drawn again later")
+                supervisor.replace(programs())
+            return
+        if has_moved:
             supervisor.replace(programs())
         announcer.tick()
 
@@ -133,6 +139,8 @@ class _Backend:
         self._delay_s: float | None = None
         self._retry_at = 0.0
         self.url = settings.redis_url
+        self.is_up = True
+        """False after an attempt to start the embedded server again that failed."""
         if not is_external:
             self._server = ensure_server(self._data_dir)
             self.url = self._server.url
@@ -148,9 +156,11 @@ class _Backend:
             self._server = ensure_server(self._data_dir)
         except EmbeddedServerError as error:
             say(str(error))
+            self.is_up = False
             self._delay_s = Backoff().delay_s(self._delay_s, lived_s=0.0)
             self._retry_at = now + self._delay_s
             return False
+        self.is_up = True
         self._delay_s = None
         has_moved = self._server.url != self.url
         self.url = self._server.url

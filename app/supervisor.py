@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-EXIT_SETTINGS = 2
+from app.exit_status import EXIT_SETTINGS
+
 _FUTILE = frozenset({EXIT_SETTINGS, os.EX_USAGE})
 """Statuses of a child that cannot work with these settings: starting it again would not help."""
 _PR_SET_PDEATHSIG = 1
@@ -102,28 +103,38 @@ class Supervisor:
         self._children = [_Child(program, backoff or Backoff()) for program in programs]
         self._say = say
         self._signals: list[int] = []
+        self._is_stopping = False
 
     def run(self, on_tick: Callable[[], None] = lambda: None) -> int:
         """Returns the exit status: 0 after an orderly stop, 128 + signal when it was cut short, EXIT_SETTINGS.
 
-        `on_tick` is called about twice a second, in this thread, until a stop is asked for. Call from the main thread:
-        signals arrive there, and children live as long as the thread that started them.
+        `on_tick` is called at least twice a second, in this thread, also while the children end: what they need for
+        that has to be kept up. Call from the main thread: signals arrive there, and children live as long as the
+        thread that started them.
         """
         with self._listen() as wait:
             try:
                 while not self._signals:
                     if self._start_due():
-                        self._stop_all(wait)
+                        self._stop_all(wait, on_tick)
                         return EXIT_SETTINGS
                     on_tick()
                     wait(_TICK_S)
                 self._say("stopping: what has begun is finished first; a second Ctrl-C or SIGTERM ends at once")
-                return self._stop_all(wait)
+                return self._stop_all(wait, on_tick)
             finally:
                 self._kill_all()
 
+    @property
+    def is_stopping(self) -> bool:
+        """The children are being ended, because a stop was asked for or because one cannot work."""
+        return self._is_stopping
+
     def replace(self, programs: Sequence[Program]) -> None:
-        """Ends the children at once and goes on with other programs, one for each, in the same order."""
+        """Ends the children at once and goes on with other programs, one for each, in the same order.
+
+        While the children end anyway, nothing is started in their place.
+        """
         self._kill_all()
         for child, program in zip(self._children, programs, strict=True):
             child.program, child.process, child.start_at = program, None, 0.0
@@ -143,7 +154,8 @@ class Supervisor:
                 self._say(f"{child.program.name} started (pid {child.start(now)})")
         return False
 
-    def _stop_all(self, wait: Callable[[float], None]) -> int:
+    def _stop_all(self, wait: Callable[[float], None], on_tick: Callable[[], None]) -> int:
+        self._is_stopping = True
         asked = min(len(self._signals), 1)
         for stage in sorted({child.program.stop_stage for child in self._children}):
             children = [c for c in self._children if c.program.stop_stage == stage and c.is_running]
@@ -159,6 +171,7 @@ class Supervisor:
                     limit_s = child.program.stop_timeout_s
                     if limit_s is not None and waited_s > limit_s:
                         child.send(signal.SIGKILL)
+                on_tick()
                 wait(0.1)
         return 0
 

@@ -28,6 +28,7 @@ from app.client import Client
 from app.supervisor import Backoff, describe
 from tests.process_kit import ROOT, Console, wait_until_gone
 from workers.connection import connect
+from workers.embedded import find_binary
 
 # --- the supervisor with stand-in children ---------------------------------------------------------------------------
 
@@ -194,6 +195,23 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         console.wait_for("DENOISED_MAX_QUEUED: ")
 
 
+@pytest.mark.parametrize("url", ["localhost:6379", "redis://here:port", "redis://here?socket_timeout=soon"])
+def test_an_address_that_is_no_redis_is_named(tmp_path: Path, url: str) -> None:
+    with serve(tmp_path / "data", "--port", "0", REDIS_URL=url) as console:
+        assert console.wait_for_end() == 2
+        console.wait_for("^denoised: REDIS_URL: ")
+        assert len(console.lines) == 1
+
+
+@pytest.mark.parametrize("url", ["nothing://here", "file://there/pictures", "/dev/null/pictures"])
+def test_a_store_that_cannot_be_opened_is_named(tmp_path: Path, url: str) -> None:
+    words = [sys.executable, "-m", "app.cli", "api", "--port", "0"]
+    with Console(words, DENOISED_STORE_URL=url, DENOISED_DATA_DIR=str(tmp_path)) as console:
+        assert console.wait_for_end() == 2
+        console.wait_for(f"^denoised: .*{url}")
+        assert len(console.lines) == 1
+
+
 QUICK = {"DENOISED_LEASE_S": "3", "DENOISED_BEAT_S": "0.5", "DENOISED_MAINTENANCE_INTERVAL_S": "0.5"}
 
 
@@ -304,6 +322,34 @@ def test_the_first_signal_finishes_what_has_begun_and_leaves_no_process(tmp_path
         assert finish(client, begun)["status"] == "succeeded"
         assert console.wait_for_end() == 0
         console.wait_for("stopped")
+    wait_until_gone(*everything)
+
+
+def test_a_redis_killed_during_the_stop_comes_back_for_what_has_begun(tmp_path: Path) -> None:
+    with serve(tmp_path / "data", "--port", "0", **QUICK) as console, Client(url_when_ready(console)) as client:
+        begun = begin(client, steps=150)
+        console.process.send_signal(signal.SIGINT)
+        console.wait_for("stopping")
+        os.kill(valkey_pid(tmp_path / "data"), signal.SIGKILL)
+        console.wait_for("embedded Redis server ended")
+        assert finish(client, begun)["status"] == "succeeded"
+        assert console.wait_for_end() == 0
+
+
+def test_a_stop_ends_even_when_redis_is_gone_for_good(tmp_path: Path) -> None:
+    mark, program = tmp_path / "broken", tmp_path / "valkey"
+    program.write_text(f'#!/bin/sh\n[ ! -e "{mark}" ] && exec "{find_binary()}" "$@"\n')
+    program.chmod(0o755)
+    settings = {**QUICK, "DENOISED_VALKEY": str(program)}
+    with serve(tmp_path / "data", "--port", "0", **settings) as console, Client(url_when_ready(console)) as client:
+        begin(client, steps=900)
+        everything = [pid_of(console, "api"), pid_of(console, "worker")]
+        console.process.send_signal(signal.SIGINT)
+        console.wait_for("stopping")
+        mark.touch()
+        os.kill(valkey_pid(tmp_path / "data"), signal.SIGKILL)
+        console.wait_for("drawn again later")
+        assert console.wait_for_end() == 0
     wait_until_gone(*everything)
 
 

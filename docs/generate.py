@@ -55,7 +55,7 @@ def settings_page() -> str:
     """The whole text of docs/settings.md."""
     api, worker = ApiSettings.model_fields, WorkerSettings.model_fields
     shared = [name for name in api if name in worker]
-    groups = (
+    groups: tuple[list[tuple[type[BaseSettings], str]], ...] = (
         [(ApiSettings, name) for name in shared],
         [(ApiSettings, name) for name in api if name not in shared],
         [(WorkerSettings, name) for name in worker if name not in shared],

@@ -19,6 +19,7 @@ from models.errors import JOB_ERROR_CODES
 from workers.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("app", "workers", "models", "bench", "docs", "docker", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*/*/*.md")])
 
 
@@ -95,6 +96,17 @@ def test_every_local_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_every_page_that_is_named_anywhere_is_there() -> None:
+    files = [*PAGES, *(path for room in ROOMS for path in (ROOT / room).rglob("*.py")), *ROOT.glob("*.toml")]
+    named = {
+        (name, path.relative_to(ROOT))
+        for path in files
+        for name in re.findall(r"\bdocs/\w+\.md", path.read_text("utf-8"))
+    }
+    assert len(named) > 10
+    assert {(name, str(path)) for name, path in named if not (ROOT / name).exists()} == set()
 
 
 def test_every_page_is_in_the_index() -> None:

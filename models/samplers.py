@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from models.errors import SamplerRefused
+from models.request import fold_name
 
 DEFAULT_SCHEDULE = "default"
 NOISE_SCHEDULES: Mapping[str, str] = MappingProxyType(
@@ -43,7 +44,9 @@ class Sampler:
     """One sampler of the catalogue.
 
     `settings` are the constructor arguments of the diffusers class that the name promises whatever the checkpoint's
-    own scheduler was configured with; `order` counts network calls per step (heun runs 2 n - 1 rows for n steps).
+    own scheduler was configured with. `order` is UNet evaluations per step, to predict what a step costs: 2 for heun,
+    kdpm2 and kdpm2_ancestral, but 1 at their last step. `is_stochastic` samplers may draw noise at a step; the others
+    must not, and a table that does is not compiled.
     """
 
     name: str
@@ -238,7 +241,7 @@ def resolve_sampler(name: str, noise_schedule: str = DEFAULT_SCHEDULE) -> tuple[
     Capitals, spaces, hyphens and "++" are read as in `dpmpp_2m`. Raises SamplerRefused for an unknown name, a schedule
     the sampler does not offer, and an alias that contradicts `noise_schedule`.
     """
-    folded = name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
+    folded = fold_name(name)
     sampler, alias_schedule = ALIASES.get(folded, (folded, DEFAULT_SCHEDULE))
     if sampler not in SAMPLERS:
         raise SamplerRefused(f"There is no sampler {name!r}. Send one of: {', '.join(SAMPLERS)}.")

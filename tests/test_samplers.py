@@ -42,6 +42,11 @@ OTHER_SOLVER_CONFIG = {
 EVERY_NAME = [(sampler.name, schedule) for sampler in SAMPLERS.values() for schedule in sampler.noise_schedules]
 
 
+def test_the_samplers_of_two_network_calls_a_step_say_so() -> None:
+    assert {name for name, sampler in SAMPLERS.items() if sampler.order == 2} == {"heun", "kdpm2", "kdpm2_ancestral"}
+    assert {sampler.order for sampler in SAMPLERS.values()} == {1, 2}
+
+
 def test_reading_the_catalogue_loads_neither_torch_nor_diffusers() -> None:
     code = "import models.samplers, sys; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,10 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from workers.contract import new_job_id
 from workers.store import LocalStore, RemoteStore, Store, StoreUrlError, open_store
@@ -61,16 +65,35 @@ def test_a_file_is_read_back_as_written_and_replaced_whole(any_store: Store) -> 
 def test_a_file_that_is_not_there_is_not_found(any_store: Store) -> None:
     with pytest.raises(FileNotFoundError):
         any_store.get(new_job_id(), NAME)
-    with pytest.raises(FileNotFoundError):
-        any_store.copy(new_job_id(), new_job_id(), NAME)
 
 
-def test_a_copy_outlives_the_original(any_store: Store) -> None:
-    first, second = new_job_id(), new_job_id()
-    any_store.put(first, NAME, b"pixels")
-    any_store.copy(first, second, NAME)
-    any_store.erase(first)
-    assert any_store.get(second, NAME) == b"pixels"
+class EndpointConnectionError(Exception):
+    """An object store's client has exceptions that are no OSError."""
+
+
+class FakeLostNetwork(MemoryFileSystem):
+    """An object store out of reach."""
+
+    protocol = "lost"
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise EndpointConnectionError("Could not connect to the endpoint")
+
+    pipe_file = cat_file = rm = ls = _refuse
+
+
+@pytest.mark.parametrize("verb", ["put", "get", "erase", "expire"])
+def test_an_object_store_out_of_reach_is_an_os_error(verb: str) -> None:
+    fsspec.register_implementation("lost", FakeLostNetwork, clobber=True)
+    lost = open_store("lost://bucket/pictures")
+    calls: dict[str, Callable[[], object]] = {
+        "put": lambda: lost.put(new_job_id(), NAME, b""),
+        "get": lambda: lost.get(new_job_id(), NAME),
+        "erase": lambda: lost.erase(new_job_id()),
+        "expire": lambda: lost.expire(0, lambda _: False),
+    }
+    with pytest.raises(OSError, match="EndpointConnectionError: Could not connect"):
+        calls[verb]()
 
 
 def test_erasing_removes_every_file_of_that_job_and_may_be_repeated(any_store: Store) -> None:

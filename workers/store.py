@@ -53,9 +53,6 @@ class Store(Protocol):
     def path(self, job_id: str, name: str) -> Path | None:
         """The file on this machine, to be streamed; None when it lies elsewhere. Raises FileNotFoundError."""
 
-    def copy(self, from_job: str, to_job: str, name: str) -> None:
-        """The same file for another job. Raises FileNotFoundError."""
-
     def erase(self, job_id: str) -> None:
         """Removes all of the job's files, if there are any."""
 
@@ -103,9 +100,6 @@ class LocalStore:
         path = self._file(job_id, name)
         path.stat()
         return path
-
-    def copy(self, from_job: str, to_job: str, name: str) -> None:
-        self.put(to_job, name, self.get(from_job, name))
 
     def erase(self, job_id: str) -> None:
         folder = self.root.joinpath(*_place(job_id))
@@ -186,23 +180,25 @@ class RemoteStore:
             ) from error
 
     def put(self, job_id: str, name: str, data: bytes) -> None:
-        self._files.pipe_file(self._object(job_id, name), data)
+        target = self._object(job_id, name)
+        with _refusals_as_os_errors():
+            self._files.pipe_file(target, data)
 
     def get(self, job_id: str, name: str) -> bytes:
-        data: bytes = self._files.cat_file(self._object(job_id, name))
+        source = self._object(job_id, name)
+        with _refusals_as_os_errors():
+            data: bytes = self._files.cat_file(source)
         return data
 
     def path(self, job_id: str, name: str) -> Path | None:
         self._object(job_id, name)
         return None
 
-    def copy(self, from_job: str, to_job: str, name: str) -> None:
-        self.put(to_job, name, self.get(from_job, name))
-
     def erase(self, job_id: str) -> None:
-        self._files.invalidate_cache()  # other processes write here too
-        with contextlib.suppress(FileNotFoundError):
-            self._files.rm("/".join((self._root, *_place(job_id))), recursive=True)
+        folder = "/".join((self._root, *_place(job_id)))
+        with contextlib.suppress(FileNotFoundError), _refusals_as_os_errors():
+            self._files.invalidate_cache()  # other processes write here too
+            self._files.rm(folder, recursive=True)
 
     def expire(self, older_than_s: float, is_alive: Callable[[str], bool]) -> int:
         self._files.invalidate_cache()
@@ -218,10 +214,26 @@ class RemoteStore:
 
     def _names(self, *folders: str) -> list[str]:
         try:
-            entries: list[Any] = self._files.ls("/".join((self._root, *folders)), detail=False)
+            with _refusals_as_os_errors():
+                entries: list[Any] = self._files.ls("/".join((self._root, *folders)), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries]
+
+
+@contextlib.contextmanager
+def _refusals_as_os_errors() -> Iterator[None]:
+    """What the store's client raises, as the OSError that callers of any store expect.
+
+    Clients of object stores have exceptions of their own, without a common base: a lost network must not look like a
+    fault of the job.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 (see above; the body is one call of the client)
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _place(job_id: str) -> tuple[str, str, str]:

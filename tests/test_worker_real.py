@@ -15,10 +15,12 @@ from models.checkpoint import load_checkpoint
 from models.device import choose_placement
 from models.engine import Drawn, Engine
 from models.request import ImageToImageRequest, PictureRequest, TextToImageRequest
-from tests.fleet import Fleet
+from tests.fleet import Fleet, freeze, thaw
 from tests.tiny import SIDE, save_tiny_checkpoint
 from workers.__main__ import main
+from workers.connection import connect
 from workers.contract import Submission
+from workers.embedded import ensure_server
 from workers.pictures import read_recipe
 from workers.worker import EXIT_USAGE
 
@@ -91,19 +93,59 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
         fleet.wait_for(lambda: all(fleet.view(job_id).status == "running" for job_id in ids))
         holder = {fleet.rq_job(job_id).worker_name for job_id in ids}.pop()
         next(worker for worker in workers if fleet.name_of(worker) == holder).kill()
-        views = fleet.wait_ended(ids)
-        assert [view.status for view in views] == ["succeeded"] * len(ids), fleet.logs()
-        assert [fleet.count_ends()[job_id] for job_id in ids] == [1] * len(ids)
-        fleet.assert_rq_is_at_rest(ids)
-        for view in views:
-            assert view.record.outcome is not None
-            data = fleet.store.get(view.record.id, view.record.outcome.pictures[0].file)
-            drawn = np.asarray(Image.open(io.BytesIO(data)), dtype=np.int16)
-            alone = draw_alone(view.record.submission.request, checkpoint).astype(np.int16)
-            assert np.abs(drawn - alone).max() <= 1
-            recipe = read_recipe(data)
-            assert recipe is not None
-            assert recipe["model_digest"] == entry.digest
+        fleet.wait_ended(ids)
+        assert_each_ended_once_with_its_picture(fleet, ids, checkpoint, entry.digest)
+
+
+def test_real_workers_draw_what_the_engine_draws_although_one_freezes_and_the_server_dies(tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "tiny")
+    server = ensure_server(tmp_path / "server")
+    client = connect(server.url)
+    with Fleet(server.url, client, tmp_path) as fleet:
+        environment = {"DENOISED_MODELS": f"tiny={checkpoint}", "DENOISED_DEVICE": "cpu", "DENOISED_DTYPE": "float32"}
+        workers = [fleet.launch_real(**environment) for _ in range(2)]
+        for worker in workers:
+            fleet.wait_ready(worker)
+        entry = fleet.board.catalogue()["tiny"]
+        texts = [
+            TextToImageRequest(**COMMON, seed=seed, num_inference_steps=80, sampler="ddim")  # type: ignore[arg-type]
+            for seed in range(3)
+        ]
+        ids = [fleet.board.submit(Submission(tenant="ann", request=text), entry)[0].record.id for text in texts]
+        fleet.wait_running(ids)
+        names = {job_id: fleet.rq_job(job_id).worker_name for job_id in ids}
+        frozen = next(worker for worker in workers if fleet.name_of(worker) in names.values())
+        lost = {job_id: fleet.view(job_id).record.execution for job_id in ids if names[job_id] == fleet.name_of(frozen)}
+        freeze(frozen)
+        # Its lease runs out, and the other one takes its jobs over.
+        fleet.wait_for(lambda: all(fleet.view(job_id).record.execution != lost[job_id] for job_id in lost))
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait(10)
+        server = ensure_server(tmp_path / "server")
+        thaw(frozen)
+        fleet.wait_ended(ids)
+        assert_each_ended_once_with_its_picture(fleet, ids, checkpoint, entry.digest)
+        assert [worker.poll() for worker in workers] == [None, None]
+    client.close()
+    server.stop()
+
+
+def assert_each_ended_once_with_its_picture(fleet: Fleet, ids: list[str], checkpoint: Path, digest: str) -> None:
+    """The picture that an engine draws alone, within one level, and the recipe of this model."""
+    views = [fleet.view(job_id) for job_id in ids]
+    assert [view.status for view in views] == ["succeeded"] * len(ids), fleet.logs()
+    assert [fleet.count_ends()[job_id] for job_id in ids] == [1] * len(ids)
+    fleet.assert_rq_is_at_rest(ids)
+    for view in views:
+        assert view.record.outcome is not None
+        data = fleet.store.get(view.record.id, view.record.outcome.pictures[0].file)
+        drawn = np.asarray(Image.open(io.BytesIO(data)), dtype=np.int16)
+        alone = draw_alone(view.record.submission.request, checkpoint).astype(np.int16)
+        assert np.abs(drawn - alone).max() <= 1
+        recipe = read_recipe(data)
+        assert recipe is not None
+        assert recipe["model_digest"] == digest
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The engine against diffusers' own pipeline: same weights, same precision, one run, ratios.
 
-    python -m bench.engine [--model DIR] [--steps 20] [--repeats 3] [--device auto] [--dtype auto]
+    python -m bench.engine [--model DIR] [--steps 20] [--repeats 3] [--counts 1 2 4 8 16] [--device auto] [--dtype auto]
 
 What is compared, and why:
 
@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(BUNDLED), help="directory in diffusers layout")
     parser.add_argument("--steps", type=int, default=20, help="steps of every request")
     parser.add_argument("--repeats", type=int, default=3, help="counted pairs; more for a noisy machine")
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="requests in the batch")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
@@ -203,7 +204,7 @@ def main() -> None:
         result[name.replace(" ", "_")] = {"ours_s": our_s, "theirs_s": their_s, "ratio": ratio}
         print(f"{name:>10} {our_s:8.2f} {their_s:8.2f} {ratio:6.2f} {count / our_s:14.3f}", flush=True)
 
-    for count in COUNTS:
+    for count in options.counts:
         compare(f"mixed {count}", count, run_one_by_one)
     compare("ceiling", 8, run_pipeline)
     result |= measure_overhead(checkpoint, steps, repeats)

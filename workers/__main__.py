@@ -54,9 +54,11 @@ def _read_settings() -> WorkerSettings:
 
 def _assemble(settings: WorkerSettings) -> WorkerParts:
     """The parts around the real engine; torch is imported here. Waits until Redis is there."""
-    # Threads that spin while they wait for each other cost tenfold as soon as anything else wants a core, and here the
-    # API and Redis do (docs/performance.md). Read once, when torch loads its thread pool.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin while they wait for each other cost tenfold as soon as anything else wants a core, as API and
+    # Redis do; threads that sleep at once cost half the speed of an idle machine (docs/performance.md). This is in
+    # between. It is read once, when torch loads its thread pool.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from models.device import choose_placement
     from models.engine import Engine, EngineSettings, step_table_of
     from models.shelf import Shelf

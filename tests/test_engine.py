@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.autoencoder import Autoencoder, Posterior
+from models.capacity import measure_rows
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.denoiser import Denoiser
 from models.device import choose_placement
@@ -522,6 +523,28 @@ def test_a_cut_prompt_is_named_in_the_warnings(checkpoint: Checkpoint) -> None:
 def test_warm_up_measures_a_ceiling_within_the_setting(checkpoint: Checkpoint) -> None:
     engine = Engine(EngineSettings(max_rows=8))
     assert 2 <= engine.warm_up(checkpoint) <= 8
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rows"),
+    [
+        ({2: 0.09, 4: 0.14, 8: 0.25, 16: 0.45, 32: 0.90, 64: 1.80}, 16),
+        ({2: 0.09, 4: 0.19, 8: 0.25, 16: 0.49, 32: 0.98}, 8),  # a neighbour disturbed the second size
+        ({2: 0.09, 4: 0.18, 8: 0.36}, 2),
+        ({2: 0.09, 4: 0.14, 8: 0.25, 16: None}, 8),  # memory ends
+        ({2: 1.50, 4: 2.20}, 2),  # longer steps than anybody should wait for
+        ({2: 0.010, 4: 0.011, 8: 0.013, 16: 0.017, 32: 0.025, 64: 0.040}, 64),
+    ],
+)
+def test_rows_are_measured_as_far_as_they_pay(
+    checkpoint: Checkpoint, seconds: dict[int, float | None], rows: int
+) -> None:
+    def time_call(_checkpoint: Checkpoint, rows: int) -> float:
+        if (measured := seconds[rows]) is None:
+            raise torch.OutOfMemoryError("no room")
+        return measured
+
+    assert measure_rows(checkpoint, 64, 1.0, time_call) == rows
 
 
 def test_two_models_share_an_engine_and_keep_their_own_pictures(checkpoint: Checkpoint, tmp_path: Path) -> None:

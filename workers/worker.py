@@ -124,7 +124,7 @@ class Worker:
         shelf = self._parts.shelf
         try:
             checkpoint: Checkpoint = shelf.get(name)
-            self._parts.engine.warm_up(checkpoint)
+            log.info("warmed up", model=name, rows_of_a_step=self._parts.engine.warm_up(checkpoint))
             return checkpoint
         except CheckpointError as error:
             log.error("a model is not served", model=name, code=error.code, detail=error.detail)

@@ -51,7 +51,8 @@ class WorkerSettings(BaseSettings):
     )
     device: str = Field("auto", description="cuda, cuda:1, cpu, ... `auto` takes CUDA when it is there.")
     dtype: str = Field(
-        "auto", description="float32, bfloat16 or float16. `auto` takes what is fastest on the device within 2/255."
+        "auto",
+        description="float32, bfloat16 or float16. `auto`: bfloat16 on CUDA (float16 before it), float32 on a CPU.",
     )
     memory_budget: int | None = Field(
         None,

@@ -15,6 +15,13 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+import signal  # noqa: E402
+
+# A shell starts background commands with SIGINT ignored, and every process below would inherit that; some tests press
+# Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 

@@ -53,13 +53,11 @@ def _guided_outputs(denoiser: Denoiser, ordered: Sequence[Slot], latents: Tensor
     rows = torch.cat([scaled[:guided], scaled])  # (guided + B, C, h, w)
     timesteps = torch.cat([timesteps[:guided], timesteps])
     context = torch.stack(_contexts(ordered))  # (guided + B, T, D)
+    own = [slot.conditioning.extra for slot in ordered]
+    extras = own[:guided] + own
     size = rows_at_once or len(rows)
-    outputs = torch.cat(
-        [
-            denoiser.predict(rows[start : start + size], timesteps[start : start + size], context[start : start + size])
-            for start in range(0, len(rows), size)
-        ]
-    )
+    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+    outputs = torch.cat([denoiser.predict(rows[part], timesteps[part], context[part], extras[part]) for part in parts])
     if not guided:
         return outputs
     weights = torch.tensor([slot.conditioning.guidance_scale for slot in ordered[:guided]], device=outputs.device)

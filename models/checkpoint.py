@@ -1,7 +1,7 @@
 """Loaded weights of one model, and how they get here.
 
-Owns loading and refusing a checkpoint of the SD 1.x / 2.x class, and its defaults; `checkpoint_files` finds the files.
-Knows nothing of requests, slots or memory budgets.
+Owns loading and refusing a checkpoint of the SD 1.x / 2.x class, its defaults and what it declares of itself;
+`checkpoint_files` finds the files. Knows nothing of requests, slots or memory budgets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from models.errors import CheckpointMissing, CheckpointRefused
 from models.request import SIZE_MULTIPLE, TASKS
 from models.table_cache import StepTables
 
-_PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"})
+_PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"})
+_LATENT_CHANNELS = 4
+_INPAINTING_CHANNELS = 9
+"""Latents 4, mask 1, latents of the masked picture 4: the order of diffusers' inpainting networks."""
+_ZERO_CHANNELS = "zero-channels"
+"""Value of `text_to_image` in `denoised.json`: the network was trained to draw from text alone where mask and masked
+latents are zero. Other inpainting networks expect a full mask and the latents of a grey picture there."""
 _SAMPLER_OF_SCHEDULER = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
@@ -44,7 +50,10 @@ _SAMPLER_OF_SCHEDULER = {
 
 
 class Defaults(BaseModel):
-    """What a request gets when it says nothing; `denoised.json` beside `model_index.json` may set any of them."""
+    """What a request gets when it says nothing; `denoised.json` beside `model_index.json` may set any of them.
+
+    Beside them that file may say `"text_to_image": "zero-channels"`, which is a property of the weights.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -112,25 +121,22 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     index = _read_json(folder / INDEX)
     _refuse_unknown(index, source)
     weights = weight_files(folder)
+    own = _read_json(folder / DEFAULTS) if (folder / DEFAULTS).is_file() else {}
+    _refuse_channels(_read_json(folder / "unet" / "config.json"), own.pop("text_to_image", None), source)
     networks = {
         component: _load_network(class_name, folder / component, weights[component], placement)
         for component, class_name in COMPONENTS.items()
     }
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
-    denoiser = Denoiser(networks["unet"])
-    if denoiser.latent_channels != 4:
-        raise CheckpointRefused(
-            f"The UNet of {source!r} has {denoiser.latent_channels} input channels; networks with 4 are served."
-        )
-    autoencoder = Autoencoder(networks["vae"])
+    denoiser, autoencoder = Denoiser(networks["unet"]), Autoencoder(networks["vae"])
     return Checkpoint(
         name=name,
-        conditioner=TextConditioner(_load_tokenizer(folder), networks["text_encoder"]),
+        conditioner=TextConditioner(_load_tokenizer(folder, networks["text_encoder"]), networks["text_encoder"]),
         denoiser=denoiser,
         autoencoder=autoencoder,
         tables=StepTables(scheduler_config),
         scheduler_config=scheduler_config,
-        defaults=_read_defaults(folder, index, denoiser.sample_size * autoencoder.factor),
+        defaults=_read_defaults(own, index, denoiser.sample_size * autoencoder.factor),
         placement=placement,
         digest=_digest(folder, [file for files in weights.values() for file in files]),
         size_bytes=sum(_size_bytes(network) for network in networks.values()),
@@ -147,6 +153,29 @@ def _refuse_unknown(index: Mapping[str, Any], source: str) -> None:
         _, class_name = index.get(component) or (None, None)
         if class_name != expected:
             raise CheckpointRefused(f"The {component} of {source!r} is a {class_name}; a {expected} is needed.")
+
+
+def _refuse_channels(unet_config: Mapping[str, Any], convention: object, source: str) -> None:
+    """Refuse a UNet that cannot draw from text; `convention` is what the checkpoint declares as `text_to_image`."""
+    channels, out_channels = unet_config.get("in_channels", 4), unet_config.get("out_channels", 4)
+    if channels not in (_LATENT_CHANNELS, _INPAINTING_CHANNELS) or out_channels != _LATENT_CHANNELS:
+        raise CheckpointRefused(
+            f"The UNet of {source!r} has {channels} input and {out_channels} output channels; networks with 4 and 4 are"
+            " served, and inpainting networks with 9 and 4."
+        )
+    if convention not in (None, _ZERO_CHANNELS):
+        raise CheckpointRefused(f"{DEFAULTS} says text_to_image is {convention!r}; only {_ZERO_CHANNELS!r} is known.")
+    if channels == _LATENT_CHANNELS and convention is not None:
+        raise CheckpointRefused(
+            f"{DEFAULTS} says text_to_image is {convention!r}, but the UNet of {source!r} has 4 input channels:"
+            " there is none to leave zero. Remove the line."
+        )
+    if channels == _INPAINTING_CHANNELS and convention is None:
+        raise CheckpointRefused(
+            f"The UNet of {source!r} has 9 input channels, an inpainting network, and does not say that it also draws"
+            " from text alone. If it was trained to do so with mask and masked latents all zero, write"
+            f' "text_to_image": "{_ZERO_CHANNELS}" into its {DEFAULTS}; others are not served.'
+        )
 
 
 def _load_network(class_name: str, folder: Path, files: list[Path], placement: Placement) -> Any:
@@ -167,36 +196,44 @@ def _load_network(class_name: str, folder: Path, files: list[Path], placement: P
     return network.requires_grad_(False).eval().to(placement.device)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path, text_encoder: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointRefused(f"The tokenizer cannot be loaded: {error}") from error
+    if tokenizer.pad_token_id is None:
+        raise CheckpointRefused("The tokenizer has no pad_token; name one in tokenizer/tokenizer_config.json.")
+    if len(tokenizer) > text_encoder.config.vocab_size:
+        raise CheckpointRefused(
+            f"The tokenizer has {len(tokenizer)} tokens and the text_encoder knows {text_encoder.config.vocab_size}."
+        )
+    return tokenizer
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointMissing(f"{file.parent.name}/{file.name} is missing.") from error
     except ValueError as error:
         raise CheckpointRefused(f"{file.parent.name}/{file.name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointRefused(f"{file.parent.name}/{file.name} is not a JSON object.")
+    return content
 
 
-def _read_defaults(folder: Path, index: Mapping[str, Any], side: int) -> Defaults:
+def _read_defaults(own: Mapping[str, Any], index: Mapping[str, Any], side: int) -> Defaults:
+    """`own`: the content of `denoised.json`, as far as it is about defaults."""
     scheduler = (index.get("scheduler") or (None, None))[1]
     given: dict[str, Any] = {
         "width": side,
         "height": side,
         "sampler": _SAMPLER_OF_SCHEDULER.get(str(scheduler), "dpmpp_2m"),
     }
-    own = folder / DEFAULTS
-    if own.is_file():
-        given |= _read_json(own)
     try:
-        return Defaults(**given)
+        return Defaults(**(given | dict(own)))
     except (ValidationError, TypeError) as error:
         raise CheckpointRefused(f"{DEFAULTS} is not usable: {error}") from error
 

@@ -28,12 +28,14 @@ class GroupKey:
 class Conditioning:
     """What cross-attention reads: (T, D) for the prompt, and for the negative prompt when there is guidance.
 
-    guidance_scale: w of arXiv 2207.12598 in the form u + w (c - u); ignored without `negative`.
+    guidance_scale: w of arXiv 2207.12598 in the form u + w (c - u); ignored without `negative`. extra: (E, h, w)
+    float32, what is concatenated to the latents of both rows of a network that takes more than latents; None is zeros.
     """
 
     positive: Tensor
     negative: Tensor | None
     guidance_scale: float
+    extra: Tensor | None = None
 
     @property
     def rows(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,9 +248,11 @@ class FaultyDenoiser(Denoiser):
         super().__init__(real._unet)
         self._fault = fault
 
-    def predict(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, context: Tensor, extras: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
         self._fault(latents, context)
-        return super().predict(latents, timesteps, context)
+        return super().predict(latents, timesteps, context, extras)
 
 
 def with_fault(checkpoint: Checkpoint, fault: Callable[[Tensor, Tensor], None]) -> Checkpoint:

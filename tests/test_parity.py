@@ -20,9 +20,10 @@ from PIL import Image
 from models.checkpoint import load_checkpoint
 from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings
+from models.four_channel_view import four_channel_view
 from models.request import ImageToImageRequest, PictureRequest, TextToImageRequest
 from models.samplers import SAMPLERS
-from tests.tiny import save_tiny_checkpoint
+from tests.tiny import save_tiny_checkpoint, save_tiny_inpainting_checkpoint
 
 TOLERANCE = 2
 """Levels of 255, of any channel of any pixel."""
@@ -101,6 +102,19 @@ def draw_ours(folder: Path, requests: list[PictureRequest]) -> list[np.ndarray]:
 
 def make_pipelines(folder: Path) -> tuple[Any, Any]:
     text = diffusers.StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    return with_image_to_image(text)
+
+
+def make_pipelines_of_view(folder: Path) -> tuple[Any, Any]:
+    """The same for a 9-channel network, through its 4-channel view."""
+    inpainting = diffusers.StableDiffusionInpaintPipeline.from_pretrained(
+        folder, use_safetensors=True, low_cpu_mem_usage=False
+    )
+    parts = inpainting.components | {"unet": four_channel_view(inpainting.unet)}
+    return with_image_to_image(diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False))
+
+
+def with_image_to_image(text: Any) -> tuple[Any, Any]:
     text.set_progress_bar_config(disable=True)
     return text, diffusers.StableDiffusionImg2ImgPipeline(**text.components, requires_safety_checker=False)
 
@@ -128,10 +142,11 @@ def draw_theirs(pipelines: tuple[Any, Any], config: dict[str, Any], request: Pic
     return np.asarray(pipeline(**options).images[0])
 
 
-def measure(folder: Path) -> dict[tuple[str, str, str], int]:
+def measure(
+    folder: Path, requests: list[PictureRequest], pipelines: tuple[Any, Any]
+) -> dict[tuple[str, str, str], int]:
     """(task, sampler, noise schedule) -> largest difference in levels of 255."""
-    requests = make_requests()
-    ours, pipelines = draw_ours(folder, requests), make_pipelines(folder)
+    ours = draw_ours(folder, requests)
     config = dict(pipelines[0].scheduler.config)
     differences = {}
     for request, picture in zip(requests, ours, strict=True):
@@ -146,16 +161,42 @@ def measure(folder: Path) -> dict[tuple[str, str, str], int]:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_every_sampler_draws_what_the_diffusers_pipeline_draws(prediction_type: str, tmp_path: Path) -> None:
-    differences = measure(save_tiny_checkpoint(tmp_path / "tiny", prediction_type=prediction_type))
+    folder = save_tiny_checkpoint(tmp_path / "tiny", prediction_type=prediction_type)
+    differences = measure(folder, make_requests(), make_pipelines(folder))
     assert {sampler for _, sampler, _ in differences} == set(DIFFUSERS), "every sampler of the catalogue is compared"
     wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
     assert not wrong
 
 
+def make_shorter_requests() -> list[PictureRequest]:
+    """Both tasks with every sampler, each with its first noise schedule."""
+    return [
+        request for request in make_requests() if request.noise_schedule == SAMPLERS[request.sampler].noise_schedules[0]
+    ]
+
+
+def test_a_nine_channel_network_draws_what_its_four_channel_view_draws_in_diffusers(tmp_path: Path) -> None:
+    folder = save_tiny_inpainting_checkpoint(tmp_path / "tiny")
+    differences = measure(folder, make_shorter_requests(), make_pipelines_of_view(folder))
+    assert {sampler for _, sampler, _ in differences} == set(DIFFUSERS)
+    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
+    assert not wrong
+
+
+def print_view() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_tiny_inpainting_checkpoint(Path(temporary) / "tiny")
+        differences = measure(folder, make_shorter_requests(), make_pipelines_of_view(folder))
+    print("\nnine channels: largest difference in levels of 255\n")
+    print(", ".join(f"{task} {sampler} {worst}" for (task, sampler, _), worst in differences.items()))
+    print(f"\nmaximum {max(differences.values())}")
+
+
 def main() -> None:
     for prediction_type in ("epsilon", "v_prediction"):
-        with tempfile.TemporaryDirectory() as folder:
-            differences = measure(save_tiny_checkpoint(Path(folder) / "tiny", prediction_type=prediction_type))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = save_tiny_checkpoint(Path(temporary) / "tiny", prediction_type=prediction_type)
+            differences = measure(folder, make_requests(), make_pipelines(folder))
         print(f"\n{prediction_type}: largest difference in levels of 255\n\n| sampler | noise schedule | t2i | i2i |")
         print("| --- | --- | --- | --- |")
         for task, sampler, schedule in differences:
@@ -163,6 +204,7 @@ def main() -> None:
                 pair = (differences[name, sampler, schedule] for name in ("text-to-image", "image-to-image"))
                 print(f"| {sampler} | {schedule} | {' | '.join(map(str, pair))} |")
         print(f"\nmaximum {max(differences.values())}")
+    print_view()
 
 
 if __name__ == "__main__":

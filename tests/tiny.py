@@ -7,11 +7,13 @@ scaled until the networks' outputs have unit size and the pictures use the whole
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 CONTEXT = 24
@@ -33,11 +35,51 @@ SD1_SCHEDULER = {
 }
 
 
-def save_tiny_checkpoint(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, width: int = 32) -> Path:
+def save_tiny_inpainting_checkpoint(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny checkpoint with a 9-channel UNet that draws from text alone with zeros in the last five."""
+    save_tiny_checkpoint(folder, seed=seed, channels=9)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionInpaintPipeline"}))
+    (folder / "denoised.json").write_text('{"text_to_image": "zero-channels"}')
+    return folder
+
+
+def save_trained_tokenizer(folder: Path, texts: Sequence[str], *, pieces: int, context: int) -> None:
+    """Replace the tokenizer of the checkpoint in `folder` by a byte-level BPE trained on `texts`, of `pieces` pieces
+    and start and end token, which also pads; and the text encoder by one for it, of `context` positions."""
+    tokenizer = Tokenizer(models.BPE())  # without an unknown token: bytes leave nothing unknown
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=pieces, initial_alphabet=alphabet, min_frequency=1, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    start, end = (tokenizer.token_to_id(token) for token in ("<|startoftext|>", "<|endoftext|>"))
+    assert start == pieces, f"the texts make only {start} pieces"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[("<|startoftext|>", start), ("<|endoftext|>", end)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=context,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    ).save_pretrained(folder / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _make_text_encoder(start, context).save_pretrained(folder / "text_encoder", safe_serialization=True)
+
+
+def save_tiny_checkpoint(
+    folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, width: int = 32, channels: int = 4
+) -> Path:
     """Write a tiny SD 1.x class checkpoint of SIDE x SIDE pixels into `folder` and return it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet, vae, text_encoder = _make_unet(width), _make_vae(), _make_text_encoder()
+        unet, vae, text_encoder = _make_unet(width, channels), _make_vae(), _make_text_encoder(512, CONTEXT)
     for network, name in ((unet, "unet"), (vae, "vae"), (text_encoder, "text_encoder")):
         network.save_pretrained(folder / name, safe_serialization=True)
     _make_tokenizer().save_pretrained(folder / "tokenizer")
@@ -46,6 +88,7 @@ def save_tiny_checkpoint(folder: Path, *, prediction_type: str = "epsilon", seed
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     index = {
         "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
         "requires_safety_checker": False,
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
@@ -60,9 +103,10 @@ def save_tiny_checkpoint(folder: Path, *, prediction_type: str = "epsilon", seed
     return folder
 
 
-def _make_unet(width: int) -> UNet2DConditionModel:
+def _make_unet(width: int, channels: int) -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=SIDE // 8,
+        in_channels=channels,
         block_out_channels=(width, 2 * width),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -71,7 +115,7 @@ def _make_unet(width: int) -> UNet2DConditionModel:
         attention_head_dim=8,
         norm_num_groups=8,
     ).eval()
-    latents = torch.randn(4, 4, SIDE // 8, SIDE // 8)
+    latents = torch.randn(4, channels, SIDE // 8, SIDE // 8)
     with torch.no_grad():
         out = unet(latents, torch.tensor([10.0, 300.0, 600.0, 900.0]), torch.randn(4, CONTEXT, 32)).sample
         unet.conv_out.weight.mul_(1.0 / out.std())
@@ -97,17 +141,18 @@ def _make_vae() -> AutoencoderKL:
     return vae
 
 
-def _make_text_encoder() -> CLIPTextModel:
+def _make_text_encoder(pieces: int, context: int) -> CLIPTextModel:
+    """For a tokenizer of `pieces` pieces, with the start and the end token behind them."""
     config = CLIPTextConfig(
-        vocab_size=514,
+        vocab_size=pieces + 2,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=512,
-        eos_token_id=513,
-        pad_token_id=513,
+        max_position_embeddings=context,
+        bos_token_id=pieces,
+        eos_token_id=pieces + 1,
+        pad_token_id=pieces + 1,
     )
     text_encoder = CLIPTextModel(config).eval()
     with torch.no_grad():

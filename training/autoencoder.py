@@ -1,6 +1,6 @@
 """Trains the KL autoencoder of the bundled model (f = 8, 4 channels).
 
-    python -m training.autoencoder train --corpus CORPUS --run RUN [--minutes M] [--from FOLDER]
+    python -m training.autoencoder train --corpus CORPUS --run RUN [--minutes M] [--start-from FOLDER]
     python -m training.autoencoder export --run RUN --out FOLDER --corpus CORPUS
 
 Reconstruction and a light KL term as in the LDM paper (arXiv:2112.10752, section 3.1); no adversary: flat drawings with
@@ -29,6 +29,7 @@ from training.pictures import (
     Random,
     grid,
     on_background,
+    psnr,
     random_background,
     shrunk,
     to_pixels,
@@ -116,12 +117,13 @@ class AutoencoderTask:
         if random.random() < 0.8 and len(drawn):
             centre = divmod(int(random.choice(drawn)), whole)
             y, x = (int(np.clip(c - size // 2, 0, whole - size)) for c in centre)
-        return on_background(rgba, random_background(random, whole))[y : y + size, x : x + size]
+        square = np.s_[y : y + size, x : x + size]
+        return on_background(rgba[square], random_background(random, whole)[square])
 
     def measure(self, averaged: nn.Module) -> dict[str, float]:
         assert isinstance(averaged, AutoencoderKL), "This is a bug."
-        errors = [(decoded(averaged, some) - some).square().mean((1, 2, 3)) for some in self.held_out.split(16)]
-        return {"val_psnr_db": round((10 * torch.log10(4 / torch.cat(errors))).mean().item(), 3)}
+        found = torch.cat([decoded(averaged, some) for some in self.held_out.split(16)])
+        return {"val_psnr_db": psnr(found, self.held_out)}
 
     def sheet(self, averaged: nn.Module) -> Image.Image:
         """Held-out pictures, and below each row what became of them."""
@@ -141,11 +143,17 @@ def _made_smaller(rgba: Pixels, random: Random) -> Pixels:
     return canvas
 
 
+def latent_means(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures [n, 3, h, w] in -1..1 to the unscaled means of their latents [n, 4, h / f, w / f]."""
+    means: Tensor = autoencoder.quant_conv(autoencoder.encoder(pictures)).chunk(2, dim=1)[0]
+    return means
+
+
 def decoded(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Pictures [n, 3, h, w] in -1..1 through the mean of their latents and back, clipped to -1..1."""
     place = next(autoencoder.parameters()).device
-    mean = autoencoder.quant_conv(autoencoder.encoder(pictures.to(place))).chunk(2, dim=1)[0]
-    found: Tensor = autoencoder.decoder(autoencoder.post_quant_conv(mean)).clamp(-1, 1)
+    means = latent_means(autoencoder, pictures.to(place))
+    found: Tensor = autoencoder.decoder(autoencoder.post_quant_conv(means)).clamp(-1, 1)
     return found.to(pictures.device)
 
 
@@ -155,8 +163,8 @@ def standardise(autoencoder: AutoencoderKL, pictures: Tensor) -> None:
 
     The 1 x 1 convolutions on both sides of the latents take up the change: what is decoded stays the same.
     """
-    means = [autoencoder.quant_conv(autoencoder.encoder(some)).chunk(2, dim=1)[0] for some in pictures.split(32)]
-    latents = torch.cat(means).transpose(0, 1).flatten(1)  # [4, n * h * w]
+    means = torch.cat([latent_means(autoencoder, some) for some in pictures.split(32)])
+    latents = means.transpose(0, 1).flatten(1)  # [4, n * h * w]
     mean, deviation = latents.mean(1), latents.std(1)
     into, out = autoencoder.quant_conv, autoencoder.post_quant_conv
     channels = len(mean)

@@ -1,6 +1,6 @@
 """Trains the denoiser of the bundled model: text encoder and UNet together, as in the LDM paper.
 
-    python -m training.denoiser latents --corpus CORPUS --autoencoder FOLDER --out LATENTS
+    python -m training.denoiser latents --corpus CORPUS --autoencoder FOLDER --latents LATENTS
     python -m training.denoiser train --corpus CORPUS --latents LATENTS --autoencoder FOLDER --run RUN [--minutes M]
 
 One UNet of nine input channels: noisy latents 4, mask 1, latents of the masked picture 4. For text-to-image the last
@@ -293,13 +293,14 @@ def denoiser_run(
     """
     network = load(settings, "network", NetworkSettings)
     loop = load(settings, "loop", LoopSettings)
-    if start_from is not None:
-        shutil.copytree(start_from / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    if not (folder / "tokenizer").exists():
+    words = folder / "tokenizer"
+    if not words.exists() and start_from is not None:
+        shutil.copytree(start_from / "tokenizer", words)
+    elif not words.exists():
         texts = prompts_for_tokenizer(corpus, np.random.default_rng(loop.seed))
         texts += [entry["caption"] for entry in bank.entries if "caption" in entry]
-        train_tokenizer(texts, network.pieces, network.context_length, folder / "tokenizer")
-    tokenizer = load_tokenizer(folder / "tokenizer")
+        train_tokenizer(texts, network.pieces, network.context_length, words)
+    tokenizer = load_tokenizer(words)
     torch.manual_seed(loop.seed)
     condition = load(settings, "condition", ConditionSettings)
     task = DenoiserTask(corpus, bank, tokenizer, autoencoder, (network, condition, loop.batch_size))

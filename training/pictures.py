@@ -64,6 +64,12 @@ def to_pixels(pictures: Tensor) -> Pixels:
     return pixels
 
 
+def psnr(found: Tensor, true: Tensor) -> float:
+    """Mean over pictures [n, 3, h, w] in -1..1 of the peak signal-to-noise ratio in decibels."""
+    errors = (found - true).square().mean((1, 2, 3)).clamp(min=1e-9)
+    return round((10 * torch.log10(4 / errors)).mean().item(), 3)
+
+
 def grid(pictures: Pixels, columns: int) -> Image.Image:
     """Pictures [n, h, w, 3] in rows of `columns`, missing cells white."""
     count, height, width, _ = pictures.shape

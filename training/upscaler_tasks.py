@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from training.autoencoder import decoded
-from training.pictures import Pixels, Random, grid, to_pixels, to_tensor
+from training.pictures import Pixels, Random, grid, psnr, to_pixels, to_tensor
 from training.upscaler_data import FACTOR, Batches
 from training.upscaler_model import (
     SCHEDULE,
@@ -127,12 +127,6 @@ class DenoiserTask:
         steps, level = settings.report_steps, settings.report_noise_level
         parts = [upscaled(pipeline, some.to(place), steps, level).cpu() for some in small.split(AT_ONCE)]
         return torch.cat(parts)
-
-
-def psnr(found: Tensor, true: Tensor) -> float:
-    """Mean over pictures [n, 3, h, w] in -1..1 of the peak signal-to-noise ratio in decibels."""
-    errors = (found - true).square().mean((1, 2, 3)).clamp(min=1e-9)
-    return round((10 * torch.log10(4 / errors)).mean().item(), 3)
 
 
 def bicubic(small: Tensor) -> Tensor:

@@ -96,11 +96,12 @@ def weights_of(run: Run) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for part in parts for p in part.parameters()])
 
 
-def test_an_orthogonal_update_has_singular_values_of_about_one_in_every_block():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_orthogonal_update_has_singular_values_of_about_one_in_every_block(dtype):
     wide = torch.randn(96, 300, generator=torch.Generator().manual_seed(0))
     tall = torch.randn(300, 96, generator=torch.Generator().manual_seed(1))
     large = torch.randn(256, 400, generator=torch.Generator().manual_seed(2))
-    blocks = [orthogonal(wide), orthogonal(tall), *orthogonal(large).split(128)]
+    blocks = [orthogonal(wide, dtype), orthogonal(tall, dtype), *orthogonal(large, dtype).split(128)]
     for block in blocks:
         values = torch.linalg.svdvals(block)
         assert 0.5 < values.min() <= values.max() < 1.3
@@ -165,6 +166,27 @@ def test_a_frozen_encoder_keeps_its_latents_while_the_decoder_learns(corpus, tmp
     changed = {name for name, p in task.model.named_parameters() if not torch.equal(p, before[name])}
     assert any(name.startswith("decoder") for name in changed)
     assert not any(name.startswith(("encoder", "quant_conv")) for name in changed)
+
+
+def test_a_run_in_bfloat16_keeps_its_weights_in_float32_and_comes_close_to_one_in_float32(corpus, tmp_path):
+    settings = settings_file(tmp_path, TINY_AUTOENCODER, steps=3)
+    precisions = [Hardware("cpu", bfloat16=True), Hardware("cpu")]
+    runs = [autoencoder_run(corpus, tmp_path / str(p.dtype), settings, None, p) for p in precisions]
+    before = weights_of(runs[0])
+    for run in runs:
+        run.train()
+    halved, whole = (weights_of(run) for run in runs)
+    assert halved.dtype == torch.float32
+    assert 0 < (halved - whole).norm() < 0.5 * (whole - before).norm()
+
+
+def test_automatic_precision_is_bfloat16_where_the_processor_multiplies_it(monkeypatch):
+    found = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert Hardware("cpu", "auto").dtype == torch.float32
+    found["avx512_bf16"] = True
+    assert Hardware("cpu", "auto").dtype == torch.bfloat16
+    assert Hardware("cpu").dtype == torch.float32
 
 
 def test_an_autoencoder_run_that_was_stopped_equals_one_that_was_not(corpus, tmp_path):

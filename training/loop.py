@@ -75,7 +75,7 @@ class Run:
         self.step = 0
         self.averaged = copy.deepcopy(task.model).requires_grad_(False).to(hardware.place)
         hardware.prepare(task.model, task.compiled_parts())
-        self.optimiser = Muon(parameter_groups(task.model))
+        self.optimiser = Muon(parameter_groups(task.model), hardware.dtype)
         (folder / "sheets").mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> bool:
@@ -132,7 +132,7 @@ class Run:
         model.train()
         random = np.random.default_rng([settings.seed, self.step])
         torch.manual_seed(int(random.integers(2**62)))
-        with self.hardware.autocast():
+        with self.hardware.precision():
             loss, extra = self.task.loss(self.step, random)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)

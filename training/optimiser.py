@@ -35,8 +35,12 @@ class Muon:
     (Liu et al. 2025, arXiv:2502.16982, section 2.2).
     """
 
-    def __init__(self, groups: tuple[list[nn.Parameter], list[nn.Parameter]]) -> None:
+    def __init__(
+        self, groups: tuple[list[nn.Parameter], list[nn.Parameter]], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`dtype` is what updates are made orthogonal in: bfloat16 is enough, where the hardware multiplies it fast."""
         self.matrices, rest = groups
+        self.dtype = dtype
         self.momenta = [torch.zeros_like(p) for p in self.matrices]
         self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.0)
 
@@ -52,7 +56,7 @@ class Muon:
             momentum.lerp_(weight.grad, 0.05)
             matrix = weight.grad.lerp(momentum, 0.95).flatten(1)  # [out, in * h * w]
             scale = 0.2 * max(matrix.shape) ** 0.5
-            weight.add_(orthogonal(matrix).view_as(weight), alpha=-rate * scale)
+            weight.add_(orthogonal(matrix, self.dtype).view_as(weight), alpha=-rate * scale)
 
     def zero_grad(self) -> None:
         self.adam.zero_grad()
@@ -68,19 +72,19 @@ class Muon:
         self.adam.load_state_dict(state["adam"])
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`matrix` [rows, columns], in blocks along its smaller side, with singular values pushed to about one.
 
-    Five quintic Newton-Schulz steps with Jordan's coefficients; values end between about 0.7 and 1.2.
+    Five quintic Newton-Schulz steps in `dtype` with Jordan's coefficients; values end between about 0.7 and 1.2.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide = matrix.T if is_tall else matrix
     x = wide.reshape(_blocks(wide.shape[0]), -1, wide.shape[1])  # [blocks, rows, columns]
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(5):
         gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    x = x.reshape(wide.shape)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    x = x.reshape(wide.shape).to(matrix.dtype)
     return x.T.contiguous() if is_tall else x
 
 

@@ -35,6 +35,7 @@ import transformers
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import Placement, choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings
+from models.four_channel_view import four_channel_view
 from models.request import TextToImageRequest
 from models.samplers import build_scheduler
 
@@ -167,9 +168,12 @@ class Stopwatch:
 
 
 def make_pipeline(model: str, placement: Placement) -> Any:
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
         model, torch_dtype=placement.dtype, use_safetensors=True, low_cpu_mem_usage=False
     ).to(placement.device)
+    if pipeline.unet.config.in_channels > pipeline.unet.config.out_channels:
+        parts = pipeline.components | {"unet": four_channel_view(pipeline.unet)}
+        pipeline = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

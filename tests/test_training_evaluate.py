@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from tests.tiny import save_tiny_checkpoint
+from tests.tiny import save_tiny_checkpoint, save_tiny_inpainting_checkpoint
 from tests.tiny_corpus import write_tiny_corpus
 from training.evaluate.__main__ import main
 from training.evaluate.augmentation import augmented, small_cutouts
 from training.evaluate.colours import dominant_colours, name_pixels, named_colour
+from training.evaluate.drawing import DrawingSettings
 from training.evaluate.evaluate import Evaluation, Extent, judge_set
 from training.evaluate.held_out import SHIPPED, Caption, caption_of_row, choose_captions, read_captions
+from training.evaluate.inpainting import cut_holes, fill, given_back, judge_holes, middle_of
 from training.evaluate.judge_training import JudgeTask, LabelSettings, contrastive_loss, judge_run, labels_of
 from training.evaluate.judges import Judges, encode, word_numbers
 from training.evaluate.metrics import (
@@ -396,3 +398,45 @@ def test_a_checkpoint_is_drawn_judged_and_reported(
     assert again["seconds_a_picture"] is None, "the pictures of the first evaluation were drawn again"
     assert again["previous"]["test_combo/top_1"] == again["drawn"]["test_combo/top_1"]
     assert read_figures(out / "report.json").keys() == again["drawn"].keys()
+
+
+# --- inpainting ---------------------------------------------------------------------------------------------------
+
+
+def test_a_hole_lies_in_the_middle_of_the_drawing_in_whole_blocks() -> None:
+    drawing = np.zeros((128, 128, 4), np.uint8)
+    drawing[40:120, 16:48, 3] = 255  # 80 high, 32 wide
+    mask = middle_of(drawing)
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    assert (rows[0], rows[-1] + 1) == (56, 104)
+    assert (columns[0], columns[-1] + 1) == (24, 40)
+    assert mask.sum() == 48 * 16, "the hole is not a box"
+
+
+def test_a_perfect_filling_gives_back_everything_and_none_nothing(judges: Judges, corpus: Corpus) -> None:
+    holes = cut_holes(corpus)
+    perfect = judge_holes(judges, corpus, holes, holes.whole)
+    assert {name: figure for name, figure in perfect["filled"].items() if name != "psnr"} == perfect["whole"]
+    nothing = judge_holes(judges, corpus, holes, holes.emptied)
+    assert nothing["filled"] == nothing["white hole"]
+    assert perfect["filled"]["psnr"].value > nothing["filled"]["psnr"].value
+    known = {"filled": 0.5, "white hole": 0.2, "whole": 0.8}
+    assert given_back({v: {"top_1": {"value": x}} for v, x in known.items()}, "top_1") == pytest.approx(0.5)
+
+
+def test_a_checkpoint_fills_holes_and_leaves_the_rest_as_it_was(
+    corpus_folder: Path, judges_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = save_tiny_inpainting_checkpoint(tmp_path / "nine"), tmp_path / "out"
+    command = ["inpainting", str(model), "--corpus", str(corpus_folder), "--out", str(out)]
+    main([*command, "--judges", str(judges_folder), "--steps", "2", "--limit", "3"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["given_back"].keys() == {"top_1", "top_5"}
+    found = json.loads((out / "inpainting.json").read_text())
+    assert found["filled"]["top_1"]["count"] == 3
+    assert "| whole |" in (out / "inpainting.md").read_text()
+    with Image.open(out / "inpainting.png") as sheet:
+        assert sheet.width > 6 * 128
+    holes = cut_holes(Corpus.open(corpus_folder), 2)
+    filled = fill(str(model), holes, DrawingSettings(steps=2))
+    assert np.array_equal(filled[~holes.masks], holes.whole[~holes.masks])
+    assert not np.array_equal(filled[0][holes.masks[0]], holes.whole[0][holes.masks[0]])

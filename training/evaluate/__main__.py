@@ -2,12 +2,14 @@
 
     python -m training.evaluate judges --corpus CORPUS --run FOLDER [--minutes M]
     python -m training.evaluate model PATH --corpus CORPUS --out FOLDER [--previous PATH]
+    python -m training.evaluate inpainting PATH --corpus CORPUS --out FOLDER
     python -m training.evaluate captions --corpus CORPUS
     python -m training.evaluate prompts --corpus CORPUS
 
 `judges` trains the judges. `model` draws, judges and writes report.json, table.md and the sheets; its last line is one
-JSON object. `captions` writes the chosen held-out captions to held_out.json, for checks without a corpus. `prompts`
-checks that every naming prompt can be learned from the corpus.
+JSON object. `inpainting` cuts holes into held-out pictures and judges how the checkpoint fills them. `captions` writes
+the chosen held-out captions to held_out.json, for checks without a corpus. `prompts` checks that every naming prompt
+can be learned from the corpus.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from training.evaluate.drawing import DrawingSettings
 from training.evaluate.evaluate import SETS, Evaluation, Extent, Results
 from training.evaluate.held_out import SHIPPED as SHIPPED_CAPTIONS
 from training.evaluate.held_out import write_captions
+from training.evaluate.inpainting import evaluate_inpainting, given_back
 from training.evaluate.judges import SHIPPED as SHIPPED_JUDGES
 from training.evaluate.judges import Judges
 from training.evaluate.metrics import Figure
@@ -41,6 +44,9 @@ def main(given: list[str] | None = None) -> None:
     model = commands.add_parser("model", help="draw and judge")
     _add_model_arguments(model)
     model.set_defaults(run_command=evaluate_model)
+    holes = commands.add_parser("inpainting", help="fill holes in held-out pictures and judge them")
+    _add_drawing_arguments(holes)
+    holes.set_defaults(run_command=_inpaint)
     captions = commands.add_parser("captions", help="write the chosen held-out captions")
     captions.add_argument("--corpus", type=Path, required=True)
     captions.add_argument("--out", type=Path, default=SHIPPED_CAPTIONS)
@@ -53,17 +59,21 @@ def main(given: list[str] | None = None) -> None:
     arguments.run_command(arguments)
 
 
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="checkpoint folder in diffusers layout")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of `python -m training.corpus build`")
     parser.add_argument("--out", type=Path, required=True, help="report, table, sheets and drawn pictures")
     parser.add_argument("--judges", type=Path, default=SHIPPED_JUDGES, help="folder of trained judges")
-    parser.add_argument("--previous", type=Path, help="checkpoint folder or report.json of the model before")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, help="default: the checkpoint's own")
-    parser.add_argument("--pictures-per-caption", type=int, default=1)
     parser.add_argument("--limit", type=int, help="draw only so many prompts of each set")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_drawing_arguments(parser)
+    parser.add_argument("--previous", type=Path, help="checkpoint folder or report.json of the model before")
+    parser.add_argument("--pictures-per-caption", type=int, default=1)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -138,6 +148,15 @@ def _save_naming_test(pictures: list[np.ndarray], prompts: list[str], folder: Pa
     sheet.save(folder / "naming-test.png", optimize=True)
     answers = "".join(f"{number}. {prompt}\n" for number, prompt in enumerate(prompts, 1))
     (folder / "naming-answers.txt").write_text(answers, encoding="utf-8")
+
+
+def _inpaint(arguments: argparse.Namespace) -> None:
+    settings = DrawingSettings(arguments.seed, arguments.steps, arguments.guidance)
+    corpus, judges = Corpus.open(arguments.corpus), Judges.load(arguments.judges)
+    figures = evaluate_inpainting(arguments.model, corpus, judges, settings, arguments.out, arguments.limit)
+    print((arguments.out / "inpainting.md").read_text(encoding="utf-8"))  # noqa: T201 the result of a command
+    gains = {measure: round(given_back(figures, measure), 3) for measure in ("top_1", "top_5")}
+    print(json.dumps({"model": Path(arguments.model).resolve().name, "given_back": gains}))  # noqa: T201 for programs
 
 
 def _write_captions(arguments: argparse.Namespace) -> None:

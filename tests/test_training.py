@@ -270,6 +270,13 @@ def test_held_out_pictures_are_never_drawn_and_avatars_seldom(corpus):
     assert weights(avatars).sum() < found.sum() / 2
 
 
+def test_subjects_in_many_styles_are_drawn_more_often(corpus):
+    record = next(record for record in corpus.records if record["split"] == "train")
+    alone, *several = [record | {"concept": name, "style": style} for name, style in zip("abbbb", "ssuvw", strict=True)]
+    found = weights([alone, *several])
+    assert found[1:] == pytest.approx(np.full(4, 3.4 * found[0]))
+
+
 def test_a_denoiser_run_that_was_stopped_equals_one_that_was_not(corpus, bank, autoencoder, tmp_path):
     settings = settings_file(tmp_path, TINY_DENOISER, steps=4)
     whole = denoiser_run(corpus, bank, autoencoder, tmp_path / "whole", settings)

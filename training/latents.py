@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.corpus.scenes import Composer
+from training.hardware import Hardware
 from training.masks import random_mask
 from training.pictures import COLOURS, Corpus, Pixels, Random, on_background, to_tensor
 
@@ -65,8 +66,12 @@ class Bank:
         )
 
 
-def build_bank(corpus: Corpus, autoencoder: AutoencoderKL, settings: BankSettings, folder: Path) -> None:
+def build_bank(
+    corpus: Corpus, autoencoder: AutoencoderKL, settings: BankSettings, folder: Path, hardware: Hardware | None = None
+) -> None:
     """Encode the training split (and val, as entries of kind "val") into `folder`; files that are there are kept."""
+    hardware = hardware or Hardware("cpu")
+    autoencoder.to(hardware.place)
     folder.mkdir(parents=True, exist_ok=True)
     plan = _plan(corpus, settings)
     composer = Composer(corpus)
@@ -78,11 +83,12 @@ def build_bank(corpus: Corpus, autoencoder: AutoencoderKL, settings: BankSetting
         random = np.random.default_rng([settings.seed, number])
         drawn = [_draw(corpus, composer, kind, row, random) for kind, row in plan[start : start + SHARD]]
         pictures = to_tensor(np.stack([picture for picture, _ in drawn]))
-        if not plain.exists():
-            entries = "\n".join(json.dumps(entry) for _, entry in drawn)
-            _write(plain, {"latents": _encode(autoencoder, pictures), "entries": np.array(entries)})
-        if wants_masked:
-            _write(masked, _masked(autoencoder, pictures, random))
+        with hardware.precision():
+            if not plain.exists():
+                entries = "\n".join(json.dumps(entry) for _, entry in drawn)
+                _write(plain, {"latents": _encode(autoencoder, pictures), "entries": np.array(entries)})
+            if wants_masked:
+                _write(masked, _masked(autoencoder, pictures, random))
 
 
 def _plan(corpus: Corpus, settings: BankSettings) -> list[tuple[str, int]]:

@@ -39,4 +39,4 @@ def _weight(record: Record, styles_of_concept: int) -> float:
         weight *= 0.5
     if record["caption_q"] == 1:
         weight *= 0.5
-    return weight * min(2.0, 0.5 + 0.3 * styles_of_concept)
+    return weight * min(4.0, 0.1 + 0.4 * styles_of_concept)

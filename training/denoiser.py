@@ -58,8 +58,8 @@ class NetworkSettings:
 class ConditionSettings:
     """What the network is shown: shares of the batch, how noisy latents are, and prompts of the sample sheet.
 
-    `timestep_shift` is added to the normal number whose sigmoid is the timestep: above 0 the network learns more of what
-    a picture shows, which is decided at timesteps above 600, and less of its finest detail.
+    `timestep_shift` is added to the normal number whose sigmoid is the timestep: above 0 the network learns more of
+    what a picture shows, which is decided at timesteps above 600, and less of its finest detail.
     """
 
     dropped_captions: float = 0.1

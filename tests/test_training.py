@@ -20,7 +20,7 @@ from training.autoencoder import (
     standardise,
 )
 from training.bundle import write_bundle
-from training.denoiser import ConditionSettings, DenoiserTask, NetworkSettings, denoiser_run
+from training.denoiser import ConditionSettings, DenoiserTask, NetworkSettings, denoiser_run, new_unet
 from training.hardware import Hardware
 from training.latents import Bank, BankSettings, build_bank
 from training.loop import LoopSettings, Run
@@ -337,6 +337,20 @@ def test_a_run_becomes_a_checkpoint_that_diffusers_loads(corpus, bank, autoencod
     listed = json.loads((tmp_path / "out" / "files.json").read_text())["files"]
     there = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert {file["path"] for file in listed} == there - {"files.json"}
+    assert "Twemoji" in (tmp_path / "out" / "ATTRIBUTION.md").read_text(encoding="utf-8")
+
+
+def test_the_caption_reaches_levels_without_cross_attention():
+    unet = new_unet(NetworkSettings(channels=(16, 32), attention="cc", text_width=16, text_heads=2, head_channels=8))
+    torch.nn.init.zeros_(unet.mid_block.attentions[0].proj_out.weight)  # no other way for the caption
+    inputs, timesteps = torch.randn(1, 9, 8, 8).expand(2, -1, -1, -1), torch.tensor([500, 500])
+    captions = torch.randn(2, 12, 16)
+    with torch.no_grad():
+        same = unet(inputs, timesteps, captions).sample
+        torch.nn.init.ones_(unet.add_embedding.norm2.weight)
+        told = unet(inputs, timesteps, captions).sample
+    assert torch.allclose(same[0], same[1], atol=1e-6), "a new network does not yet know what to make of the text"
+    assert not torch.allclose(told[0], told[1], atol=1e-3)
 
 
 def test_an_exported_autoencoder_starts_another_run(corpus, tmp_path):

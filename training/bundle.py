@@ -3,7 +3,8 @@
     python -m training.bundle --denoiser RUN --autoencoder FOLDER --out FOLDER
 
 The folder loads in diffusers' inpainting pipeline as it is; its 4-channel view is for text-to-image there. All weights
-are float16 safetensors. `files.json` lists every file with its SHA-256, size and licence.
+are float16 safetensors. `files.json` lists every file with its SHA-256, size and licence; `ATTRIBUTION.md` is the
+corpus's: whose pictures the weights learned from.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
+from training.corpus.attribution import attribution
+from training.corpus.catalogue import read_catalogue
 from training.denoiser import SCHEDULE, NetworkSettings, TextToLatents
 from training.settings import FOLDER, load
 
@@ -48,6 +51,7 @@ def write_bundle(run: Path, autoencoder: Path, folder: Path, network: NetworkSet
     shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     _write_json(folder / "model_index.json", MODEL_INDEX)
     _write_json(folder / "denoised.json", DEFAULTS)
+    (folder / "ATTRIBUTION.md").write_text(attribution(read_catalogue()), encoding="utf-8")
     list_files(folder)
 
 

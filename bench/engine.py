@@ -25,7 +25,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -38,8 +37,8 @@ from models.engine import Broken, Drawn, Engine, EngineSettings
 from models.four_channel_view import four_channel_view
 from models.request import TextToImageRequest
 from models.samplers import build_scheduler
+from workers.settings import BUNDLED_SOURCE
 
-BUNDLED = Path(__file__).parent.parent / "models" / "bundled" / "first"
 SAMPLERS = ("dpmpp_2m", "euler", "ddim", "euler_ancestral", "unipc", "deis", "dpmpp_2m_sde", "dpmpp_3m")
 SUBJECTS = ("red heart", "smiling face", "green apple", "blue car", "yellow star", "brown dog", "orange fish", "house")
 COUNTS = (1, 2, 4, 8, 16)
@@ -180,7 +179,7 @@ def make_pipeline(model: str, placement: Placement) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(BUNDLED), help="directory in diffusers layout")
+    parser.add_argument("--model", default=BUNDLED_SOURCE, help="directory in diffusers layout")
     parser.add_argument("--steps", type=int, default=20, help="steps of every request")
     parser.add_argument("--repeats", type=int, default=3, help="counted pairs; more for a noisy machine")
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="requests in the batch")

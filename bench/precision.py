@@ -20,10 +20,11 @@ import numpy as np
 import torch
 import transformers
 
-from bench.engine import BUNDLED, make_requests
+from bench.engine import make_requests
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import choose_placement
 from models.engine import Drawn, Engine
+from workers.settings import BUNDLED_SOURCE
 
 
 def call_ms(checkpoint: Checkpoint, rows: int) -> float:
@@ -55,7 +56,7 @@ def draw(checkpoint: Checkpoint, count: int, steps: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(BUNDLED), help="directory in diffusers layout")
+    parser.add_argument("--model", default=BUNDLED_SOURCE, help="directory in diffusers layout")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rows", type=int, nargs="+", default=[2, 16])
     parser.add_argument("--pictures", type=int, default=6, help="drawn in both precisions")

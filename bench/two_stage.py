@@ -23,9 +23,9 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.engine import BUNDLED
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import choose_placement
+from workers.settings import BUNDLED_SOURCE
 
 FACTORS = (8, 4, 1)
 
@@ -83,7 +83,7 @@ def measure(checkpoint: Checkpoint, rows: int, repeats: int) -> list[dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(BUNDLED), help="directory in diffusers layout, f = 8")
+    parser.add_argument("--model", default=BUNDLED_SOURCE, help="directory in diffusers layout, f = 8")
     parser.add_argument("--rows", type=int, default=2, help="rows of a call: 2 are one guided picture")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")

@@ -29,6 +29,7 @@ from app.supervisor import Backoff, describe
 from tests.process_kit import ROOT, Console, wait_until_gone
 from workers.connection import connect
 from workers.embedded import find_binary
+from workers.settings import BUNDLED_MODEL
 
 # --- the supervisor with stand-in children ---------------------------------------------------------------------------
 
@@ -261,7 +262,7 @@ def running(data_dir: Path) -> Iterator[Console]:
 
 def test_the_bundled_model_draws_through_the_server(running: Console) -> None:
     with Client(url_when_ready(running)) as client:
-        document = finish(client, client.submit({"prompt": "a red heart", "num_inference_steps": 2}, "first"))
+        document = finish(client, client.submit({"prompt": "a red heart", "num_inference_steps": 2}, BUNDLED_MODEL))
         assert document["status"] == "succeeded"
         picture = Image.open(io.BytesIO(client.image(document["images"][0]["url"])))
         assert picture.size == (document["images"][0]["width"], document["images"][0]["height"])

@@ -19,7 +19,7 @@ from workers.contract import RETENTION_S
 
 _HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
 
-BUNDLED_MODEL = "first"
+BUNDLED_MODEL = "pictogram"
 """Name of the model in the box."""
 BUNDLED_SOURCE = str(Path(__file__).resolve().parent.parent / "models" / "bundled" / BUNDLED_MODEL)
 

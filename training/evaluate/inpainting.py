@@ -28,7 +28,6 @@ _HOLE_SHARE = 0.6
 """Side of the hole as a share of the box around the drawing, both ways: about a third of what is drawn is lost."""
 _AT_ONCE = 8
 _SHOWN = 16
-_GUIDANCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,9 @@ def fill(folder: str, holes: Holes, settings: DrawingSettings) -> Pixels:
 
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(folder, low_cpu_mem_usage=False).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
+    guidance = settings.guidance
+    if guidance is None:
+        guidance = json.loads((Path(folder) / "denoised.json").read_text(encoding="utf-8")).get("guidance_scale", 7.5)
     height, width = holes.masks.shape[1:]
     filled = []
     for start in range(0, len(holes.captions), _AT_ONCE):
@@ -85,7 +87,7 @@ def fill(folder: str, holes: Holes, settings: DrawingSettings) -> Pixels:
             height=height,
             width=width,
             num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance or _GUIDANCE,
+            guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(settings.seed) for _ in holes.captions[part]],
             output_type="np",
         ).images

@@ -337,6 +337,7 @@ def test_a_run_becomes_a_checkpoint_that_diffusers_loads(corpus, bank, autoencod
     listed = json.loads((tmp_path / "out" / "files.json").read_text())["files"]
     there = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert {file["path"] for file in listed} == there - {"files.json"}
+    assert not [p for p in (tmp_path / "out").rglob("*.json") if str(tmp_path) in p.read_text(encoding="utf-8")]
     assert "Twemoji" in (tmp_path / "out" / "ATTRIBUTION.md").read_text(encoding="utf-8")
 
 

@@ -168,7 +168,7 @@ class Stopwatch:
 
 def make_pipeline(model: str, placement: Placement) -> Any:
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        model, torch_dtype=placement.dtype, use_safetensors=True, low_cpu_mem_usage=False
+        model, dtype=placement.dtype, use_safetensors=True, low_cpu_mem_usage=False
     ).to(placement.device)
     if pipeline.unet.config.in_channels > pipeline.unet.config.out_channels:
         parts = pipeline.components | {"unet": four_channel_view(pipeline.unet)}

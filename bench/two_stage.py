@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.engine import seconds
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import choose_placement
 from workers.settings import BUNDLED_SOURCE
@@ -54,26 +55,24 @@ def gflop_of_decoding(checkpoint: Checkpoint) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def seconds(checkpoint: Checkpoint, factor: int, rows: int) -> float:
-    latents, timesteps, context = inputs_at(checkpoint, factor, rows)
-    started = time.perf_counter()
-    checkpoint.denoiser.predict(latents, timesteps, context).sum().item()
-    return time.perf_counter() - started
+def call(checkpoint: Checkpoint, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    """One forward call, waited for."""
+    checkpoint.denoiser.predict(*inputs).sum().item()
 
 
 def measure(checkpoint: Checkpoint, rows: int, repeats: int) -> list[dict[str, Any]]:
     """One line a factor: positions, GFLOP a row, ms a row, and how many times those of f = 8 they are."""
-    turns = [{factor: seconds(checkpoint, factor, rows) for factor in FACTORS} for _ in range(repeats + 1)][1:]
-    cheapest = gflop_a_row(checkpoint, FACTORS[0])
+    inputs = {factor: inputs_at(checkpoint, factor, rows) for factor in FACTORS}
+    turns = [{f: seconds(partial(call, checkpoint, inputs[f])) for f in FACTORS} for _ in range(repeats + 1)][1:]
+    gflops = {factor: gflop_a_row(checkpoint, factor) for factor in FACTORS}
     lines = []
-    for factor in FACTORS:
-        gflop = gflop_a_row(checkpoint, factor)
+    for factor, gflop in gflops.items():
         lines.append(
             {
                 "factor": factor,
                 "positions": (checkpoint.defaults.width // factor) ** 2,
                 "gflop_a_row": round(gflop, 2),
-                "gflop_ratio": round(gflop / cheapest, 1),
+                "gflop_ratio": round(gflop / gflops[FACTORS[0]], 1),
                 "ms_a_row": round(1000 * statistics.median(turn[factor] for turn in turns) / rows, 1),
                 "time_ratio": round(statistics.median(turn[factor] / turn[FACTORS[0]] for turn in turns), 1),
             }

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 
+from bench.engine import make_pipeline
 from models.checkpoint import load_checkpoint
 from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine
-from models.four_channel_view import four_channel_view
 from models.request import TextToImageRequest
 from workers.settings import BUNDLED_MODEL, BUNDLED_SOURCE
 
 FOLDER = Path(BUNDLED_SOURCE)
 PROMPTS = ("a red heart", "a panda, 3d render", "")
 STEPS = 8
+PLACEMENT = choose_placement("cpu", "float32")
 
 
 def drawn_by_the_engine(prompts: Sequence[str]) -> list[np.ndarray]:
     """Pictures uint8 [128, 128, 3] of `prompts`, all in one batch, with the checkpoint's own defaults; seed n for n."""
-    checkpoint = load_checkpoint(BUNDLED_MODEL, BUNDLED_SOURCE, choose_placement("cpu", "float32"))
+    checkpoint = load_checkpoint(BUNDLED_MODEL, BUNDLED_SOURCE, PLACEMENT)
     engine, defaults = Engine(), checkpoint.defaults
     for number, prompt in enumerate(prompts):
         request = TextToImageRequest(
@@ -62,10 +62,7 @@ def test_every_file_is_the_one_that_is_listed_and_together_they_are_small() -> N
 
 
 def test_diffusers_draws_the_same_pictures_through_the_four_channel_view() -> None:
-    inpainting = StableDiffusionInpaintPipeline.from_pretrained(FOLDER, use_safetensors=True, low_cpu_mem_usage=False)
-    parts = inpainting.to(torch.float32).components | {"unet": four_channel_view(inpainting.unet)}
-    pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = make_pipeline(BUNDLED_SOURCE, PLACEMENT)
     guidance = json.loads((FOLDER / "denoised.json").read_text())["guidance_scale"]
     for number, ours in enumerate(drawn_by_the_engine(PROMPTS)):
         theirs = pipeline(

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.hardware import Hardware
@@ -36,6 +37,8 @@ from training.pictures import (
     to_tensor,
 )
 from training.settings import FOLDER, load
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ def new_autoencoder(channels: tuple[int, ...]) -> AutoencoderKL:
         sample_size=128,
         mid_block_add_attention=False,
     )
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """The exported autoencoder in `folder`, float32.
+
+    `from_pretrained` would remember the folder and write it into the configuration of whatever is saved later.
+    """
+    autoencoder = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+    autoencoder.load_state_dict(load_file(folder / WEIGHTS))
+    return autoencoder
 
 
 class AutoencoderTask:
@@ -207,8 +220,7 @@ def autoencoder_run(
     torch.manual_seed(loop.seed)
     task = AutoencoderTask(corpus, load(settings, "autoencoder", AutoencoderSettings), loop.batch_size)
     if start_from is not None:
-        known = AutoencoderKL.from_pretrained(start_from, low_cpu_mem_usage=False).float()
-        task.model.load_state_dict(known.state_dict())
+        task.model.load_state_dict(load_autoencoder(start_from).state_dict())
     run = Run(folder, task, loop, hardware or Hardware("cpu"))
     run.resume()
     return run

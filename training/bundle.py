@@ -14,8 +14,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler
 
+from training.autoencoder import load_autoencoder
 from training.corpus.attribution import attribution
 from training.corpus.catalogue import read_catalogue
 from training.denoiser import SCHEDULE, NetworkSettings, TextToLatents
@@ -46,10 +47,7 @@ def write_bundle(run: Path, autoencoder: Path, folder: Path, network: NetworkSet
     model.half()
     model.text_encoder.save_pretrained(folder / "text_encoder")
     model.unet.save_pretrained(folder / "unet")
-    AutoencoderKL.from_pretrained(autoencoder, low_cpu_mem_usage=False).half().save_pretrained(folder / "vae")
-    config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)  # where the autoencoder lay on this machine
-    _write_json(folder / "vae" / "config.json", config)
+    load_autoencoder(autoencoder).half().save_pretrained(folder / "vae")
     DPMSolverMultistepScheduler(**SCHEDULE, steps_offset=1).save_pretrained(folder / "scheduler")
     shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     _write_json(folder / "model_index.json", MODEL_INDEX)

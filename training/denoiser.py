@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from training.autoencoder import load_autoencoder
 from training.corpus.captions import caption_of
 from training.hardware import Hardware
 from training.latents import Bank, BankSettings, build_bank
@@ -276,8 +277,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, to be resumed")
     arguments = parser.parse_args()
     corpus = Corpus.open(arguments.corpus)
-    autoencoder = AutoencoderKL.from_pretrained(arguments.autoencoder, low_cpu_mem_usage=False)
-    autoencoder = autoencoder.float().eval().requires_grad_(False)
+    autoencoder = load_autoencoder(arguments.autoencoder).eval().requires_grad_(False)
     if arguments.command == "latents":
         hardware = load(arguments.settings, "hardware", Hardware)
         build_bank(corpus, autoencoder, load(arguments.settings, "bank", BankSettings), arguments.latents, hardware)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from training.autoencoder import load_autoencoder
 from training.corpus.catalogue import read_catalogue
 from training.hardware import Hardware
 from training.loop import LoopSettings, Run
@@ -57,13 +58,13 @@ def autoencoder_run(pictures: Path, folder: Path, settings: Path, start_from: Pa
         _batches(pictures, settings, loop.batch_size), load(settings, "autoencoder", AutoencoderSettings)
     )
     if start_from is not None:
-        task.model.load_state_dict(_autoencoder(start_from / "vae").state_dict())
+        task.model.load_state_dict(load_autoencoder(start_from / "vae").state_dict())
     run = Run(folder / "autoencoder", task, loop, load(settings, "hardware", Hardware))
     run.resume()
     return run
 
 
-def write_autoencoder(averaged: AutoencoderKL, pictures: Path, folder: Path) -> None:
+def writeload_autoencoder(averaged: AutoencoderKL, pictures: Path, folder: Path) -> None:
     """`averaged` in `folder`/vae, float32, its latents brought to the scale that the pipeline expects."""
     autoencoder = copy.deepcopy(averaged).cpu()
     middles = itertools.islice(Pairs.open(pictures).middles("train", 256), STATISTICS)
@@ -80,13 +81,13 @@ def denoiser_run(pictures: Path, folder: Path, settings: Path, start_from: Path 
     if start_from is not None and (folder / "autoencoder").exists():
         raise ValueError(f"{folder} has an autoencoder of its own: start from a checkpoint in another folder.")
     if start_from is not None and not (folder / "vae").exists():
-        _autoencoder(start_from / "vae").save_pretrained(folder / "vae")
+        load_autoencoder(start_from / "vae").save_pretrained(folder / "vae")
     if not (folder / "vae").exists():
         raise ValueError(f"No autoencoder in {folder}/vae: run `autoencoder` first.")
     loop = load(settings, "denoiser_loop", LoopSettings)
     torch.manual_seed(loop.seed)
     batches = _batches(pictures, settings, loop.batch_size)
-    task = DenoiserTask(batches, _autoencoder(folder / "vae"), load(settings, "denoiser", DenoiserSettings))
+    task = DenoiserTask(batches, load_autoencoder(folder / "vae"), load(settings, "denoiser", DenoiserSettings))
     if start_from is not None:
         known = UNet2DConditionModel.from_pretrained(start_from / "unet", low_cpu_mem_usage=False)
         task.model.load_state_dict(known.float().state_dict())
@@ -100,15 +101,11 @@ def export(folder: Path, out: Path, settings: Path) -> None:
     unet = new_upscaler_unet(load(settings, "denoiser", DenoiserSettings))
     state = torch.load(folder / "denoiser" / "state.pt", map_location="cpu", weights_only=True)
     unet.load_state_dict(state["averaged"])
-    save_upscaler(unet, _autoencoder(folder / "vae"), out)
+    save_upscaler(unet, load_autoencoder(folder / "vae"), out)
 
 
 def _batches(pictures: Path, settings: Path, size: int) -> Batches:
     return Batches(Pairs.open(pictures), load(settings, "views", ViewSettings), size)
-
-
-def _autoencoder(folder: Path) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).float()
 
 
 def main() -> None:
@@ -151,7 +148,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     drawings = read_drawings(arguments.packages, read_catalogue())
     write_pictures(drawings, settings, arguments.out, arguments.processes)
     if arguments.autoencoder is not None:
-        write_soft(arguments.out, _autoencoder(arguments.autoencoder).eval(), settings)
+        write_soft(arguments.out, load_autoencoder(arguments.autoencoder).eval(), settings)
 
 
 def _first_stage(arguments: argparse.Namespace) -> None:
@@ -159,7 +156,7 @@ def _first_stage(arguments: argparse.Namespace) -> None:
     run = autoencoder_run(arguments.pictures, arguments.run, arguments.settings, arguments.start_from)
     run.train(until=lambda: time.monotonic() > end)
     run.report()
-    write_autoencoder(run.averaged, arguments.pictures, arguments.run)
+    writeload_autoencoder(run.averaged, arguments.pictures, arguments.run)
 
 
 def _second_stage(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ evaluation is no easier than a long one.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +113,7 @@ class Evaluation:
         for name in ("colour", "made_colour"):
             if name in pictures:
                 hits[f"{name}/named"] = colour_hits(self.prompts(name), pictures[name])
-        figures = {measure: rate(found[~np.isnan(found).any(1)]) for measure, found in hits.items()}
+        figures = rates(hits)
         if all(name in features for name in _FRECHET_SETS):
             seen = np.concatenate([features[name] for name in _FRECHET_SETS])
             figures["frechet"] = frechet(seen, self._reference_features())
@@ -171,6 +171,11 @@ def judge_set(
             hits[measure] = np.where(np.isnan(right)[:, None], np.nan, answers == right[:, None])
     features = impression.features.double().numpy().reshape(count, each, -1)[:, 0]
     return SetJudgement(hits, features)
+
+
+def rates(hits: Mapping[str, Hits]) -> dict[str, Figure]:
+    """Share of hits by measure; captions that could not be judged (NaN) do not count."""
+    return {measure: rate(found[~np.isnan(found).any(1)]) for measure, found in hits.items()}
 
 
 def colour_hits(prompts: Sequence[str], pictures: Pixels) -> Hits:

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.corpus.render import drawn_bounds
 from training.evaluate.drawing import DrawingSettings
-from training.evaluate.evaluate import HIGHEST_PSNR, Hits, judge_set
+from training.evaluate.evaluate import HIGHEST_PSNR, judge_set, rates
 from training.evaluate.held_out import Caption, choose_captions
 from training.evaluate.judges import Judges
-from training.evaluate.metrics import Figure, as_json, mean, psnr, rate
+from training.evaluate.metrics import Figure, as_json, mean, psnr
 from training.evaluate.sheets import contact_sheet
 from training.pictures import Corpus, Pixels, on_background
 
@@ -54,11 +55,10 @@ def cut_holes(corpus: Corpus, limit: int | None = None) -> Holes:
 
 def middle_of(rgba: Pixels) -> NDArray[np.bool_]:
     """bool [h, w]: the box in the middle of what `rgba` [h, w, 4] draws, in whole blocks of 8 pixels."""
-    rows, columns = np.nonzero(rgba[..., 3] > 12)
+    left, top, right, bottom = drawn_bounds(rgba)
     mask = np.zeros(rgba.shape[:2], np.bool_)
     spans = []
-    for drawn in (rows, columns):
-        near, far = int(drawn.min()), int(drawn.max()) + 1
+    for near, far in ((top, bottom), (left, right)):
         margin = (far - near) * (1 - _HOLE_SHARE) / 2
         first, last = round((near + margin) / 8) * 8, round((far - margin) / 8) * 8
         spans.append(slice(first, max(last, first + 8)))
@@ -101,8 +101,7 @@ def judge_holes(judges: Judges, corpus: Corpus, holes: Holes, filled: Pixels) ->
     versions = dict(zip(VERSIONS, (filled, holes.emptied, holes.whole), strict=True))
     figures: dict[str, dict[str, Figure]] = {}
     for name, pictures in versions.items():
-        hits: dict[str, Hits] = judge_set(judges, holes.captions, candidates, pictures[:, None]).hits
-        figures[name] = {measure: rate(found[~np.isnan(found).any(1)]) for measure, found in hits.items()}
+        figures[name] = rates(judge_set(judges, holes.captions, candidates, pictures[:, None]).hits)
         if name != "whole":
             pairs = zip(pictures, holes.whole, holes.masks, strict=True)
             figures[name]["psnr"] = mean([min(HIGHEST_PSNR, psnr(p[mask], true[mask])) for p, true, mask in pairs])

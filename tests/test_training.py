@@ -22,7 +22,7 @@ from training.autoencoder import (
 from training.bundle import write_bundle
 from training.denoiser import ConditionSettings, DenoiserTask, NetworkSettings, denoiser_run, new_unet
 from training.hardware import Hardware
-from training.latents import Bank, BankSettings, build_bank
+from training.latents import Bank, BankSettings, build_bank, build_bank_side_by_side
 from training.loop import LoopSettings, Run
 from training.masks import random_mask
 from training.optimiser import Muon, orthogonal, parameter_groups
@@ -68,8 +68,13 @@ measure_every_steps = 1000
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return Corpus.open(write_tiny_corpus(tmp_path_factory.mktemp("corpus")))
+def corpus_folder(tmp_path_factory):
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def corpus(corpus_folder):
+    return Corpus.open(corpus_folder)
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +247,30 @@ def test_the_bank_holds_every_training_picture_and_goes_on_where_it_stopped(corp
     bank = Bank.open(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert len(bank.masks) == len(bank.entries)
+
+
+def test_the_parts_of_a_bank_are_the_whole_one(corpus, autoencoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.latents.SHARD", 8)
+    settings = BankSettings(coloured=6, scenes=3, masked_shards=2)
+    build_bank(corpus, autoencoder, settings, tmp_path / "whole")
+    for first in (1, 0):
+        build_bank(corpus, autoencoder, settings, tmp_path / "parts", part=slice(first, None, 2))
+    whole, parts = Bank.open(tmp_path / "whole"), Bank.open(tmp_path / "parts")
+    assert whole.entries == parts.entries
+    assert len(whole.masks) == 16
+    for name in ("latents", "masked_latents", "masks"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
+
+
+def test_a_bank_may_be_built_by_processes_side_by_side(corpus_folder, autoencoder, tmp_path):
+    settings = BankSettings(coloured=6, scenes=0, masked_shards=1)
+    autoencoder.save_pretrained(tmp_path / "vae")
+    folders = corpus_folder, tmp_path / "vae"
+    build_bank_side_by_side(*folders, settings, tmp_path / "by-two", Hardware("cpu"), processes=2)
+    build_bank(Corpus.open(corpus_folder), autoencoder, settings, tmp_path / "by-one")
+    by_one, by_two = Bank.open(tmp_path / "by-one"), Bank.open(tmp_path / "by-two")
+    assert by_one.entries == by_two.entries
+    np.testing.assert_allclose(by_one.latents, by_two.latents, atol=2e-3)
 
 
 def test_a_picture_under_a_full_mask_leaves_the_same_latents_whatever_it_showed(bank):

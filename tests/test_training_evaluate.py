@@ -36,8 +36,17 @@ from training.evaluate.metrics import (
 from training.evaluate.prompts import colour_prompts, naming_prompts, rare_concepts, sheet_prompts
 from training.evaluate.report import read_figures
 from training.evaluate.sheets import contact_sheet
+from training.evaluate.upscaling import SET, judge_enlarged
 from training.optimiser import Muon, parameter_groups
 from training.pictures import COLOURS, Corpus, on_background
+from training.upscaler_model import (
+    AutoencoderSettings,
+    DenoiserSettings,
+    fit_to_pipeline,
+    new_upscaler_autoencoder,
+    new_upscaler_unet,
+    save_upscaler,
+)
 
 TINY_JUDGES = """
 [network]
@@ -440,3 +449,57 @@ def test_a_checkpoint_fills_holes_and_leaves_the_rest_as_it_was(
     filled = fill(str(model), holes, DrawingSettings(steps=2))
     assert np.array_equal(filled[~holes.masks], holes.whole[~holes.masks])
     assert not np.array_equal(filled[0][holes.masks[0]], holes.whole[0][holes.masks[0]])
+
+
+# --- super-resolution ---------------------------------------------------------------------------------------------
+
+
+def test_a_perfect_enlargement_is_judged_as_the_true_picture_and_a_white_one_is_not(
+    judges: Judges, corpus: Corpus
+) -> None:
+    captions = choose_captions(corpus, SET)
+    true = on_white(corpus, captions)[:, 0]
+    ways = {"perfect": lambda small: true, "white": lambda small: np.full_like(true, 255)}
+    figures = judge_enlarged(judges, corpus, captions, ways)
+    assert figures["perfect"].pop("agreement").value == 1
+    assert figures["perfect"].pop("psnr").value == 99
+    assert figures["perfect"] == figures["true"]
+    assert figures["white"]["agreement"].value < 1
+    assert figures["white"]["psnr"].value < 20
+
+
+def test_an_upscaler_is_compared_with_bicubic_enlargement(
+    corpus_folder: Path,
+    judges_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    held_out = choose_captions(Corpus.open(corpus_folder), SET)[0]
+    identity = Corpus.open(corpus_folder).records[held_out.row]["id"]
+    package = tmp_path / "node_modules" / "@iconify-json" / "twemoji"
+    package.mkdir(parents=True)
+    icons = {"fox": {"body": '<circle cx="50" cy="50" r="40" fill="red"/>', "width": 100, "height": 100}}
+    (package / "icons.json").write_text(json.dumps({"prefix": "twemoji", "icons": icons}))
+    record = {"id": identity, "src": "twemoji", "path": "fox", "paint": None, "split": SET}
+    monkeypatch.setattr("training.evaluate.upscaling.read_catalogue", lambda: [record])
+    torch.manual_seed(0)
+    unet = new_upscaler_unet(DenoiserSettings(channels=(8, 8), layers=1, groups=4, max_noise_level=30))
+    autoencoder = new_upscaler_autoencoder(AutoencoderSettings((8, 8, 8)))
+    fit_to_pipeline(autoencoder, torch.rand(2, 3, 64, 64) * 2 - 1)
+    save_upscaler(unet, autoencoder, tmp_path / "x4")
+
+    command = ["upscaling", str(tmp_path / "x4"), "--corpus", str(corpus_folder), "--packages", str(tmp_path)]
+    main([*command, "--out", str(tmp_path / "out"), "--judges", str(judges_folder), "--steps", "1", "--limit", "2"])
+
+    found = json.loads((tmp_path / "out" / "upscaling.json").read_text())
+    assert set(found) == {
+        *("upscaled, 128", "bicubic, 128", "true, 128"),
+        *("upscaled, 512", "bicubic, 512", "autoencoder, 512"),
+    }
+    assert found["upscaled, 128"]["agreement"]["count"] == 2
+    assert found["bicubic, 512"]["psnr"]["count"] == 1
+    assert 25 < found["bicubic, 512"]["psnr"]["value"] < 45, "a red disc on white, enlarged, is not what was compared"
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["psnr"].keys() == found.keys() - {"true, 128"}
+    with Image.open(tmp_path / "out" / "upscaling.png") as sheet:
+        assert sheet.width > 4 * 256

@@ -1,6 +1,6 @@
 """Trains the denoiser of the bundled model: text encoder and UNet together, as in the LDM paper.
 
-    python -m training.denoiser latents --corpus CORPUS --autoencoder FOLDER --latents LATENTS
+    python -m training.denoiser latents --corpus CORPUS --autoencoder FOLDER --latents LATENTS [--processes N]
     python -m training.denoiser train --corpus CORPUS --latents LATENTS --autoencoder FOLDER --run RUN [--minutes M]
 
 One UNet of nine input channels: noisy latents 4, mask 1, latents of the masked picture 4. For text-to-image the last
@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from training.autoencoder import load_autoencoder
 from training.corpus.captions import caption_of
 from training.hardware import Hardware
-from training.latents import Bank, BankSettings, build_bank
+from training.latents import Bank, BankSettings, build_bank_side_by_side
 from training.loop import LoopSettings, Run
 from training.pictures import Corpus, Random, grid, to_pixels
 from training.sampling import weights
@@ -274,14 +274,18 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of the run: checkpoint, log and sample sheets")
     parser.add_argument("--settings", type=Path, default=FOLDER / "denoiser.toml")
     parser.add_argument("--start-from", type=Path, help="a checkpoint (diffusers layout) whose weights a new run takes")
+    parser.add_argument("--processes", type=int, default=1, help="that share the work of `latents` (default: 1)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, to be resumed")
     arguments = parser.parse_args()
+    if arguments.command == "latents":
+        settings = load(arguments.settings, "bank", BankSettings)
+        hardware = load(arguments.settings, "hardware", Hardware)
+        build_bank_side_by_side(
+            arguments.corpus, arguments.autoencoder, settings, arguments.latents, hardware, arguments.processes
+        )
+        return
     corpus = Corpus.open(arguments.corpus)
     autoencoder = load_autoencoder(arguments.autoencoder).eval().requires_grad_(False)
-    if arguments.command == "latents":
-        hardware = load(arguments.settings, "hardware", Hardware)
-        build_bank(corpus, autoencoder, load(arguments.settings, "bank", BankSettings), arguments.latents, hardware)
-        return
     if arguments.run is None:
         parser.error("train needs --run FOLDER")
     end = time.monotonic() + 60 * arguments.minutes

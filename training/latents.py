@@ -6,6 +6,7 @@ of diffusers' convention sees. Files are written one by one, so an interrupted b
 """
 
 import json
+import multiprocessing
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.autoencoder import load_autoencoder
 from training.corpus.scenes import Composer
 from training.hardware import Hardware
 from training.masks import random_mask
@@ -67,15 +69,23 @@ class Bank:
 
 
 def build_bank(
-    corpus: Corpus, autoencoder: AutoencoderKL, settings: BankSettings, folder: Path, hardware: Hardware | None = None
+    corpus: Corpus,
+    autoencoder: AutoencoderKL,
+    settings: BankSettings,
+    folder: Path,
+    hardware: Hardware | None = None,
+    part: slice = slice(None),
 ) -> None:
-    """Encode the training split (and val, as entries of kind "val") into `folder`; files that are there are kept."""
+    """Encode the training split (and val, as entries of kind "val") into `folder`; files that are there are kept.
+
+    `part` of the files; each depends on its number and the settings alone.
+    """
     hardware = hardware or Hardware("cpu")
     autoencoder.to(hardware.place)
     folder.mkdir(parents=True, exist_ok=True)
     plan = _plan(corpus, settings)
     composer = Composer(corpus)
-    for number, start in enumerate(range(0, len(plan), SHARD)):
+    for number, start in list(enumerate(range(0, len(plan), SHARD)))[part]:
         plain, masked = folder / f"shard-{number:03d}.npz", folder / f"masked-{number:03d}.npz"
         wants_masked = number < settings.masked_shards and not masked.exists()
         if plain.exists() and not wants_masked:
@@ -89,6 +99,23 @@ def build_bank(
                 _write(plain, {"latents": _encode(autoencoder, pictures), "entries": np.array(entries)})
             if wants_masked:
                 _write(masked, _masked(autoencoder, pictures, random))
+
+
+def build_bank_side_by_side(
+    corpus: Path, autoencoder: Path, settings: BankSettings, folder: Path, hardware: Hardware, processes: int
+) -> None:
+    """`build_bank` in processes that share the cores: on two CPU cores, two are twice as fast as one of two threads."""
+    parts = [slice(first, None, processes) for first in range(processes)]
+    threads = max(1, torch.get_num_threads() // processes)
+    with multiprocessing.get_context("spawn").Pool(processes, torch.set_num_threads, (threads,)) as pool:
+        pool.starmap(_build_part, [(corpus, autoencoder, settings, folder, hardware, part) for part in parts])
+
+
+def _build_part(
+    corpus: Path, autoencoder: Path, settings: BankSettings, folder: Path, hardware: Hardware, part: slice
+) -> None:
+    known = load_autoencoder(autoencoder).eval().requires_grad_(False)
+    build_bank(Corpus.open(corpus), known, settings, folder, hardware, part)
 
 
 def _plan(corpus: Corpus, settings: BankSettings) -> list[tuple[str, int]]:

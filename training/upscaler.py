@@ -64,7 +64,7 @@ def autoencoder_run(pictures: Path, folder: Path, settings: Path, start_from: Pa
     return run
 
 
-def writeload_autoencoder(averaged: AutoencoderKL, pictures: Path, folder: Path) -> None:
+def write_autoencoder(averaged: AutoencoderKL, pictures: Path, folder: Path) -> None:
     """`averaged` in `folder`/vae, float32, its latents brought to the scale that the pipeline expects."""
     autoencoder = copy.deepcopy(averaged).cpu()
     middles = itertools.islice(Pairs.open(pictures).middles("train", 256), STATISTICS)
@@ -145,7 +145,8 @@ def _draw(arguments: argparse.Namespace) -> None:
     settings = load(arguments.settings, "pictures", PictureSettings)
     if arguments.count is not None:
         settings = dataclasses.replace(settings, count=arguments.count)
-    drawings = read_drawings(arguments.packages, read_catalogue())
+    records = [record for record in read_catalogue() if record["split"] in ("train", "val")]
+    drawings = read_drawings(arguments.packages, records)
     write_pictures(drawings, settings, arguments.out, arguments.processes)
     if arguments.autoencoder is not None:
         write_soft(arguments.out, load_autoencoder(arguments.autoencoder).eval(), settings)
@@ -156,7 +157,7 @@ def _first_stage(arguments: argparse.Namespace) -> None:
     run = autoencoder_run(arguments.pictures, arguments.run, arguments.settings, arguments.start_from)
     run.train(until=lambda: time.monotonic() > end)
     run.report()
-    writeload_autoencoder(run.averaged, arguments.pictures, arguments.run)
+    write_autoencoder(run.averaged, arguments.pictures, arguments.run)
 
 
 def _second_stage(arguments: argparse.Namespace) -> None:

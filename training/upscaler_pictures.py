@@ -58,13 +58,12 @@ class Drawing:
 
 
 def read_drawings(packages: Path, records: list[Record]) -> list[Drawing]:
-    """The vector drawings among `records` of the train and val splits, from the packages in that folder.
+    """The vector drawings among `records`, from the packages in that folder.
 
     A source that cannot be read is left out, with a warning.
     """
-    wanted = [record for record in records if record["split"] in ("train", "val")]
     found: list[Drawing] = []
-    for name, of_source in itertools.groupby(wanted, key=lambda record: str(record["src"])):
+    for name, of_source in itertools.groupby(records, key=lambda record: str(record["src"])):
         try:
             for record, original in originals(packages, source_of(name), list(of_source)):
                 if isinstance(original, str):

@@ -3,13 +3,14 @@
     python -m training.evaluate judges --corpus CORPUS --run FOLDER [--minutes M]
     python -m training.evaluate model PATH --corpus CORPUS --out FOLDER [--previous PATH]
     python -m training.evaluate inpainting PATH --corpus CORPUS --out FOLDER
+    python -m training.evaluate upscaling PATH --corpus CORPUS --packages PACKAGES --out FOLDER
     python -m training.evaluate captions --corpus CORPUS
     python -m training.evaluate prompts --corpus CORPUS
 
 `judges` trains the judges. `model` draws, judges and writes report.json, table.md and the sheets; its last line is one
-JSON object. `inpainting` cuts holes into held-out pictures and judges how the checkpoint fills them. `captions` writes
-the chosen held-out captions to held_out.json, for checks without a corpus. `prompts` checks that every naming prompt
-can be learned from the corpus.
+JSON object. `inpainting` cuts holes into held-out pictures and judges how the checkpoint fills them. `upscaling`
+compares an upscaler with bicubic enlargement on held-out drawings. `captions` writes the chosen held-out captions to
+held_out.json, for checks without a corpus. `prompts` checks that every naming prompt can be learned from the corpus.
 """
 
 import argparse
@@ -47,6 +48,11 @@ def main(given: list[str] | None = None) -> None:
     holes = commands.add_parser("inpainting", help="fill holes in held-out pictures and judge them")
     _add_drawing_arguments(holes)
     holes.set_defaults(run_command=_inpaint)
+    larger = commands.add_parser("upscaling", help="enlarge held-out drawings and judge them")
+    _add_common_arguments(larger)
+    larger.add_argument("--packages", type=Path, required=True, help="folder of `python -m training.corpus fetch`")
+    larger.add_argument("--steps", type=int, help="default: the checkpoint's own")
+    larger.set_defaults(run_command=_upscale)
     captions = commands.add_parser("captions", help="write the chosen held-out captions")
     captions.add_argument("--corpus", type=Path, required=True)
     captions.add_argument("--out", type=Path, default=SHIPPED_CAPTIONS)
@@ -59,15 +65,19 @@ def main(given: list[str] | None = None) -> None:
     arguments.run_command(arguments)
 
 
-def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="checkpoint folder in diffusers layout")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of `python -m training.corpus build`")
     parser.add_argument("--out", type=Path, required=True, help="report, table, sheets and drawn pictures")
     parser.add_argument("--judges", type=Path, default=SHIPPED_JUDGES, help="folder of trained judges")
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="draw only so many pictures of each set")
+
+
+def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_common_arguments(parser)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, help="default: the checkpoint's own")
-    parser.add_argument("--limit", type=int, help="draw only so many prompts of each set")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +167,17 @@ def _inpaint(arguments: argparse.Namespace) -> None:
     print((arguments.out / "inpainting.md").read_text(encoding="utf-8"))  # noqa: T201 the result of a command
     gains = {measure: round(given_back(figures, measure), 3) for measure in ("top_1", "top_5")}
     print(json.dumps({"model": Path(arguments.model).resolve().name, "given_back": gains}))  # noqa: T201 for programs
+
+
+def _upscale(arguments: argparse.Namespace) -> None:
+    from training.evaluate.upscaling import UpscalingSettings, evaluate_upscaling  # diffusers, again
+
+    corpus, judges, model = Corpus.open(arguments.corpus), Judges.load(arguments.judges), Path(arguments.model)
+    settings = UpscalingSettings(arguments.seed, arguments.steps, arguments.limit)
+    figures = evaluate_upscaling(model, corpus, arguments.packages, judges, arguments.out, settings)
+    print((arguments.out / "upscaling.md").read_text(encoding="utf-8"))  # noqa: T201 the result of a command
+    line = {name: found["psnr"]["value"] for name, found in figures.items() if "psnr" in found}
+    print(json.dumps({"model": model.resolve().name, "psnr": line}))  # noqa: T201 for programs
 
 
 def _write_captions(arguments: argparse.Namespace) -> None:

@@ -19,8 +19,9 @@ from training.evaluate.drawing import DrawingSettings
 from training.evaluate.evaluate import HIGHEST_PSNR, judge_set, rates
 from training.evaluate.held_out import Caption, choose_captions
 from training.evaluate.judges import Judges
-from training.evaluate.metrics import Figure, as_json, mean, psnr
+from training.evaluate.metrics import mean, psnr
 from training.evaluate.sheets import contact_sheet
+from training.evaluate.versions import Figures, write_figures
 from training.pictures import Corpus, Pixels, on_background
 
 SET = "test_combo"
@@ -95,11 +96,11 @@ def fill(folder: str, holes: Holes, settings: DrawingSettings) -> Pixels:
     return np.where(holes.masks[..., None], np.concatenate(filled), holes.whole)
 
 
-def judge_holes(judges: Judges, corpus: Corpus, holes: Holes, filled: Pixels) -> dict[str, dict[str, Figure]]:
+def judge_holes(judges: Judges, corpus: Corpus, holes: Holes, filled: Pixels) -> Figures:
     """version -> measure -> figure; `psnr` (dB) is that of the hole against what was cut out."""
     candidates = choose_captions(corpus, SET)
     versions = dict(zip(VERSIONS, (filled, holes.emptied, holes.whole), strict=True))
-    figures: dict[str, dict[str, Figure]] = {}
+    figures: Figures = {}
     for name, pictures in versions.items():
         figures[name] = rates(judge_set(judges, holes.captions, candidates, pictures[:, None]).hits)
         if name != "whole":
@@ -115,22 +116,6 @@ def sheet(holes: Holes, filled: Pixels) -> Image.Image:
     return contact_sheet(pairs, texts)
 
 
-def as_markdown(figures: dict[str, dict[str, Figure]]) -> str:
-    """One row a version; ± is one standard error."""
-    measures = list(dict.fromkeys(measure for found in figures.values() for measure in found))
-    lines = ["| picture | " + " | ".join(measures) + " |", "| --- |" + " --- |" * len(measures)]
-    for version, found in figures.items():
-        cells = [_cell(measure, found[measure]) if measure in found else "" for measure in measures]
-        lines.append(f"| {version} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(measure: str, figure: Figure) -> str:
-    if measure == "psnr":
-        return f"{figure.value:.1f} ± {figure.error:.1f} dB"
-    return f"{100 * figure.value:.0f} ± {100 * figure.error:.0f} %"
-
-
 def evaluate_inpainting(
     model: str, corpus: Corpus, judges: Judges, settings: DrawingSettings, out: Path, limit: int | None = None
 ) -> dict[str, Any]:
@@ -138,11 +123,8 @@ def evaluate_inpainting(
     holes = cut_holes(corpus, limit)
     filled = fill(model, holes, settings)
     figures = judge_holes(judges, corpus, holes, filled)
-    out.mkdir(parents=True, exist_ok=True)
+    found = write_figures(figures, out, "inpainting")
     sheet(holes, filled).save(out / "inpainting.png", optimize=True)
-    (out / "inpainting.md").write_text(as_markdown(figures), encoding="utf-8")
-    found = {version: {name: as_json(figure) for name, figure in of.items()} for version, of in figures.items()}
-    (out / "inpainting.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 

@@ -13,14 +13,23 @@ from redis.exceptions import RedisError
 
 from app.errors import Problem, field_problem
 from app.payload import Payload, require_no_files_but
-from app.resolve import Body, choose_model, parse_body, resolve
-from app.schemas import ImageToImageBody
+from app.resolve import Uploads, choose_model, enlarged_size, parse_body, resolve
+from app.schemas import AnyBody, InpaintingBody, TextToImageBody
 from app.services import Services
-from app.uploads import REFERENCE, Upload, decode_base64, known_upload, read_upload
+from app.uploads import (
+    REFERENCE,
+    MaskUpload,
+    Upload,
+    decode_base64,
+    has_transparency,
+    known_upload,
+    read_mask,
+    read_upload,
+)
 from workers.board import Idempotency, IdempotencyConflict
 from workers.contract import Delivery, JobView, ModelEntry, Submission, new_job_id
 
-_UPLOAD_FIELDS = frozenset({"image"})
+_UPLOAD_FIELDS = frozenset({"image", "mask_image"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Accepted:
 async def accept(
     services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, traceparent: str | None
 ) -> Accepted:
-    """Checks everything, stores the upload, queues the job. Raises Problem; then nothing was queued or stored."""
+    """Checks everything, stores the uploads, queues the job. Raises Problem; then nothing was queued or stored."""
     if idempotency:
         try:
             earlier = await services.on_board(services.board.find_idempotent, tenant, idempotency)
@@ -47,15 +56,15 @@ async def accept(
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
     await _check_queue(services, tenant, entry)
-    upload = await _read_image(services, tenant, body, payload)
+    uploads = await _read_uploads(services, tenant, body, payload)
     submission = Submission(
         tenant=tenant,
-        request=resolve(body, entry, upload),
+        request=resolve(body, entry, uploads),
         delivery=Delivery(output_format=body.output_format, previews=body.previews),
         priority=body.priority,
         traceparent=traceparent,
     )
-    return await _store_and_submit(services, submission, entry, upload, idempotency)
+    return await _store_and_submit(services, submission, entry, uploads, idempotency)
 
 
 def _with_upload_marks(payload: Payload) -> dict[str, object]:
@@ -75,44 +84,95 @@ async def _check_queue(services: Services, tenant: str, entry: ModelEntry) -> No
     raise Problem("queue_full", what, headers={"Retry-After": str(wait_s)})
 
 
-async def _read_image(services: Services, tenant: str, body: Body, payload: Payload) -> Upload | None:
-    if not isinstance(body, ImageToImageBody):
-        return None
-    reference = REFERENCE.fullmatch(body.image.strip())
-    if reference and "image" not in payload.files:
-        return await _known_image(services, tenant, reference[1])
+async def _read_uploads(services: Services, tenant: str, body: AnyBody, payload: Payload) -> Uploads:
+    if isinstance(body, TextToImageBody):
+        return Uploads()
+    image_source = await _source(services, tenant, payload, "image", body.image)
+    mask_source = None
+    if isinstance(body, InpaintingBody) and body.mask_image is not None:
+        mask_source = await _source(services, tenant, payload, "mask_image", body.mask_image)
+    max_pixels = services.settings.max_upload_pixels
 
-    def read() -> Upload:
-        data = payload.files["image"] if "image" in payload.files else decode_base64(body.image)
-        return read_upload(data, services.settings.max_upload_pixels)
+    def read() -> Uploads:
+        image = image_source.read(max_pixels)
+        if not isinstance(body, InpaintingBody):
+            return Uploads(image)
+        mask = _mask(body, image_source, mask_source, max_pixels)
+        _check_inpainting(body, image, mask, max_pixels)
+        return Uploads(image, mask)
 
     return await anyio.to_thread.run_sync(read, limiter=services.decoders)
 
 
-async def _known_image(services: Services, tenant: str, digest: str) -> Upload:
+@dataclass(frozen=True)
+class _Source:
+    """Where the bytes of an upload field are: a part's, base64, or the file of an earlier job under its digest."""
+
+    name: str
+    data: bytes | None = None
+    text: str = ""
+    digest: str = ""
+
+    def bytes(self) -> bytes:
+        return self.data if self.data is not None else decode_base64(self.text, self.name)
+
+    def read(self, max_pixels: int) -> Upload:
+        if self.digest and self.data is not None:
+            return known_upload(self.data, self.digest)
+        return read_upload(self.bytes(), max_pixels)
+
+
+async def _source(services: Services, tenant: str, payload: Payload, name: str, text: str) -> _Source:
+    if name in payload.files:
+        return _Source(name, payload.files[name])
+    reference = REFERENCE.fullmatch(text.strip())
+    if not reference:
+        return _Source(name, text=text)
+    digest = reference[1]
     holder = await services.on_board(services.board.upload_holder, tenant, digest)
     if holder is not None:
         try:
-            png = await services.on_store(services.store.get, holder, f"{digest}.png")
-            return known_upload(png, digest)
+            return _Source(name, await services.on_store(services.store.get, holder, f"{digest}.png"), digest=digest)
         except FileNotFoundError:
             holder = None
-    raise field_problem("upload_unknown", "image", "No job of yours holds this picture.")
+    raise field_problem("upload_unknown", name, "No job of yours holds this picture.")
+
+
+def _mask(body: InpaintingBody, image: _Source, mask: _Source | None, max_pixels: int) -> MaskUpload | None:
+    """The mask that was sent; else the transparency of the picture; None where only pixels are added around it."""
+    if mask is not None:
+        return read_mask(mask.bytes(), max_pixels, body.mask_convention)
+    if any(body.outpaint):
+        return None
+    if not has_transparency(image.bytes(), max_pixels):
+        raise field_problem("mask_missing", "mask_image", "There is no mask, and nothing is to be added.")
+    return read_mask(image.bytes(), max_pixels, "transparent", "image")
+
+
+def _check_inpainting(body: InpaintingBody, image: Upload, mask: MaskUpload | None, max_pixels: int) -> None:
+    if mask is not None and (mask.width, mask.height) != (image.width, image.height):
+        sizes = f"The mask has {mask.width} x {mask.height} pixels and the picture {image.width} x {image.height}."
+        raise field_problem("mask_size_mismatch", "mask_image", sizes)
+    width, height = enlarged_size(body, image)
+    if width * height > max_pixels:
+        side = max(("left", "top", "right", "bottom"), key=lambda side: getattr(body, f"outpaint_{side}"))
+        what = f"The answer would have {width} x {height} pixels; at most {max_pixels} are made."
+        raise field_problem("image_too_large", f"outpaint_{side}", what)
 
 
 async def _store_and_submit(
     services: Services,
     submission: Submission,
     entry: ModelEntry,
-    upload: Upload | None,
+    uploads: Uploads,
     idempotency: Idempotency | None,
 ) -> Accepted:
     job_id = new_job_id()
     is_kept = False
     try:
-        if upload:
+        for upload in uploads.all:
             await services.on_store(services.store.put, job_id, upload.name, upload.png)
-        digests = (upload.digest,) if upload else ()
+        digests = tuple(upload.digest for upload in uploads.all)
         async with services.door:
             await _check_queue(services, submission.tenant, entry)
             view, is_new = await services.on_board(
@@ -128,7 +188,7 @@ async def _store_and_submit(
         is_kept = await _may_be_queued(services, job_id)
         raise
     finally:
-        if upload and not is_kept:
+        if uploads.all and not is_kept:
             await services.on_store(services.store.erase, job_id)
 
 

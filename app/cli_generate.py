@@ -39,6 +39,8 @@ _FIELDS = {
     "sampler": "sampler",
     "noise_schedule": "noise_schedule",
     "strength": "strength",
+    "mask_blur": "mask_blur",
+    "crop": "padding_mask_crop",
     "model": "model",
     "priority": "priority",
 }
@@ -89,12 +91,21 @@ def request_body(options: argparse.Namespace) -> dict[str, Any]:
         body["num_images"] = options.count
     body["output_format"] = output_format(options)
     if options.image is not None:
-        try:
-            body["image"] = base64.b64encode(options.image.read_bytes()).decode()
-        except OSError as error:
-            raise _NotSaved(f"--image {options.image} cannot be read: {error.strerror}.") from error
-        body["task"] = "image-to-image"
+        body |= {"task": "image-to-image", "image": _file(options.image, "--image")}
+    if options.mask is not None:
+        body |= {"task": "inpainting", "mask_image": _file(options.mask, "--mask")}
+    if options.outpaint is not None:
+        sides = ("left", "top", "right", "bottom")
+        body |= {"task": "inpainting"} | {f"outpaint_{s}": n for s, n in zip(sides, options.outpaint, strict=True)}
     return body
+
+
+def _file(path: Path, option: str) -> str:
+    """A picture as base64."""
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise _NotSaved(f"{option} {path} cannot be read: {error.strerror}.") from error
 
 
 def output_format(options: argparse.Namespace) -> str:

@@ -153,6 +153,14 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--image", type=Path, metavar="FILE", help="picture to start from (PNG, JPEG, WebP), for image to image")
     add("--strength", type=_finite, metavar="S", help="with --image, how far to go from it: 0.3 retouches, 0.8 keeps"
         " the composition, 1 keeps only the size")  # fmt: skip
+    add("--mask", type=Path, metavar="FILE", help="with --image, what of it to draw anew: white in a picture of the"
+        " same size, or transparent. The rest is kept pixel for pixel")  # fmt: skip
+    add("--mask-blur", type=_number(0, 64), metavar="N", help="with --mask, pixels inside it over which the drawn"
+        " picture comes in (default 4): more hides the seam, 0 takes every pixel as drawn")  # fmt: skip
+    add("--crop", type=_number(0, 1024), metavar="N", help="with --mask, draw only it and N pixels around it, at the"
+        " model's full size: for small masks in large pictures, 32 suits most")  # fmt: skip
+    add("--outpaint", type=_sides, metavar="L,T,R,B", help="with --image, pixels to add on its left, top, right and"
+        " bottom side, such as 0,0,64,0")  # fmt: skip
     add("--format", choices=("png", "jpeg", "webp"), help="png is exact and carries its recipe; webp and jpeg are"
         " smaller. Default: what the name of the output says, else png")  # fmt: skip
     add(
@@ -240,6 +248,12 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 512x512")
     return int(match[1]), int(match[2])
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    if re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4}){3}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LEFT,TOP,RIGHT,BOTTOM in pixels; write it as 0,0,64,0")
+    return tuple(int(side) for side in text.split(","))
 
 
 def _model(text: str) -> str:

@@ -12,14 +12,13 @@ from app.schemas import (
     MAX_PROMPT_CHARACTERS,
     UNDERSTOOD,
     AliasDocument,
+    AnyUnderstood,
     ImageDocument,
     JobDocument,
     LimitsDocument,
     LinksDocument,
     ModelDocument,
     ProgressDocument,
-    UnderstoodImageToImage,
-    UnderstoodTextToImage,
 )
 from workers.contract import ENDED, JobView, ModelEntry, Submission, Timings, WorkerBeat
 
@@ -61,7 +60,7 @@ def job_document(view: JobView) -> JobDocument:
     )
 
 
-def understood(submission: Submission) -> UnderstoodTextToImage | UnderstoodImageToImage:
+def understood(submission: Submission) -> AnyUnderstood:
     """The request as it can be sent again."""
     return UNDERSTOOD.validate_python(
         {

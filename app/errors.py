@@ -21,6 +21,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     ├── with what                      model_unknown  task_unavailable  sampler_unknown  noise_schedule_unknown
     ├── uploads                        image_not_base64  image_format_unsupported  image_broken  image_too_large
     │                                  image_animated  image_mode_unsupported  upload_unknown
+    ├── masks                          mask_missing  mask_empty  mask_size_mismatch
     └── repeats                        idempotency_conflict
     429  not now                       queue_full  streams_full
     503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  internal
@@ -144,6 +145,19 @@ def _table() -> dict[str, ErrorKind]:
         "image_animated": kind(422, "The picture is animated", "Send a single frame."),
         "image_mode_unsupported": kind(
             422, "Pictures of this kind of pixel are not read", "Send 8-bit sRGB grey, RGB or RGBA."
+        ),
+        "mask_missing": kind(
+            422,
+            "Nothing says what to draw anew",
+            "Send `mask_image`, an `image` that is transparent there, or pixels to add (`outpaint_left`, ...).",
+        ),
+        "mask_empty": kind(
+            422,
+            "The mask selects nothing",
+            "Make white, or transparent, what is to be drawn anew; `mask_convention` says which of the two counts.",
+        ),
+        "mask_size_mismatch": kind(
+            422, "Mask and picture differ in size", "Send a mask with the width and the height of the picture."
         ),
         "upload_unknown": kind(
             422,

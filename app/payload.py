@@ -24,8 +24,8 @@ from app.errors import Problem, field_problem
 MAX_DEPTH = 4
 """Bodies are flat; a little more so that a nested value is reported as a wrong field."""
 MAX_FORM_FIELDS = 64
-MAX_FORM_FILES = 1
-"""No task takes more than its one picture."""
+MAX_FORM_FILES = 2
+"""No task takes more than a picture and its mask."""
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
@@ -184,7 +184,7 @@ class _Form:
         else:
             self._fields[name] = form_value(name, _text(bytes(self._data), f"the part {name!r}"))
         if len(self._files) > MAX_FORM_FILES or len(self._fields) > MAX_FORM_FIELDS:
-            raise Problem("multipart_invalid", "There is more than one file, or there are too many fields.")
+            raise Problem("multipart_invalid", "There are too many files or fields.")
 
     def _end(self) -> None:
         self._is_complete = True
@@ -197,7 +197,12 @@ def _text(data: bytes, what: str) -> str:
         raise Problem("multipart_invalid", f"Byte {error.start} of {what} is not UTF-8.") from error
 
 
-_FORM_INTEGERS = frozenset({"width", "height", "num_inference_steps", "seed", "num_images"})
+_FORM_INTEGERS = frozenset(
+    {
+        *("width", "height", "num_inference_steps", "seed", "num_images", "mask_blur", "padding_mask_crop"),
+        *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
+    }
+)
 _FORM_NUMBERS = frozenset({"guidance_scale", "strength"})
 _FORM_BOOLEANS = frozenset({"previews"})
 

@@ -9,24 +9,51 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from app.errors import FieldError, Problem, field_problem
-from app.schemas import DEFAULT_TASK, GENERATE_BODY, MAX_PROMPT_CHARACTERS, ImageToImageBody, TextToImageBody
-from app.uploads import Upload
-from models.request import TASKS, ImageToImageRequest, TextToImageRequest, fold_name
+from app.schemas import (
+    DEFAULT_TASK,
+    GENERATE_BODY,
+    MAX_PROMPT_CHARACTERS,
+    AnyBody,
+    InpaintingBody,
+    TextToImageBody,
+)
+from app.uploads import MaskUpload, Upload
+from models.region import Size, box_after_outpainting, canvas_for
+from models.request import (
+    TASKS,
+    AnyRequest,
+    ImageToImageRequest,
+    InpaintingRequest,
+    TextToImageRequest,
+    fold_name,
+)
 from workers.contract import ModelEntry, SamplerEntry
 
 SEED_RANGE = 2**32
 """Seeds drawn at the door stay below this, so that every JSON reader keeps them exactly."""
 
-Body = TextToImageBody | ImageToImageBody
 Given = TypeVar("Given")
 
 
-def parse_body(fields: Mapping[str, Any]) -> Body:
+@dataclass(frozen=True)
+class Uploads:
+    """The pictures that came with a request."""
+
+    image: Upload | None = None
+    mask: MaskUpload | None = None
+
+    @property
+    def all(self) -> tuple[Upload, ...]:
+        return tuple(upload for upload in (self.image, self.mask) if upload is not None)
+
+
+def parse_body(fields: Mapping[str, Any]) -> AnyBody:
     """The body of POST /generate as a value. Raises Problem; `errors` names every field at fault."""
     task = fields.get("task", DEFAULT_TASK)
     if isinstance(task, str) and task not in TASKS:
@@ -39,7 +66,7 @@ def parse_body(fields: Mapping[str, Any]) -> Body:
     return body
 
 
-def choose_model(body: Body, catalogue: Mapping[str, ModelEntry], default_model: str | None) -> ModelEntry:
+def choose_model(body: AnyBody, catalogue: Mapping[str, ModelEntry], default_model: str | None) -> ModelEntry:
     """The named model, else the configured default, else the first by name that serves the task. Raises Problem."""
     if not catalogue:
         raise Problem("no_worker")
@@ -60,11 +87,11 @@ def choose_model(body: Body, catalogue: Mapping[str, ModelEntry], default_model:
     return catalogue[default_model if default_model in serving and default_model else serving[0]]
 
 
-def resolve(body: Body, entry: ModelEntry, upload: Upload | None) -> TextToImageRequest | ImageToImageRequest:
-    """Every default filled in and every limit of the model checked. `upload` is the picture of an image task."""
+def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
+    """Every default filled in and every limit of the model checked."""
     sampler, noise_schedule = _resolve_sampler(body, entry)
     steps = _resolve_steps(body, entry, sampler)
-    width, height = _resolve_size(body, entry, upload)
+    width, height = _resolve_size(body, entry, uploads)
     if not 1 <= body.num_images <= entry.max_images:
         raise field_problem(
             "num_images_out_of_range", "num_images", f"{_number(body.num_images)} pictures, of 1 to {entry.max_images}."
@@ -84,15 +111,32 @@ def resolve(body: Body, entry: ModelEntry, upload: Upload | None) -> TextToImage
     }
     if isinstance(body, TextToImageBody):
         return TextToImageRequest(**common)
-    assert upload is not None, "an image task came without its upload. This is a bug."
-    strength = _or(body.strength, entry.defaults.strength)
+    assert uploads.image is not None, "an image task came without its upload. This is a bug."
+    default = 1.0 if isinstance(body, InpaintingBody) else entry.defaults.strength
+    common |= {"image": uploads.image.reference, "strength": _resolve_strength(body.strength, default, steps)}
+    if not isinstance(body, InpaintingBody):
+        return ImageToImageRequest(**common)
+    return InpaintingRequest(
+        **common,
+        mask_image=uploads.mask.reference if uploads.mask else None,
+        mask_blur=body.mask_blur,
+        padding_mask_crop=body.padding_mask_crop,
+        outpaint_left=body.outpaint_left,
+        outpaint_top=body.outpaint_top,
+        outpaint_right=body.outpaint_right,
+        outpaint_bottom=body.outpaint_bottom,
+    )
+
+
+def _resolve_strength(given: float | None, default: float, steps: int) -> float:
+    strength = _or(given, default)
     if int(steps * strength) < 1:
         raise field_problem(
             "steps_out_of_range",
             "strength",
             f"{steps} steps at strength {strength} leave none: their product is under 1.",
         )
-    return ImageToImageRequest(**common, image=upload.reference, strength=strength)
+    return strength
 
 
 def resolve_sampler(name: str, noise_schedule: str | None, entry: ModelEntry) -> tuple[SamplerEntry, str]:
@@ -121,13 +165,13 @@ def resolve_sampler(name: str, noise_schedule: str | None, entry: ModelEntry) ->
     return samplers[plain], chosen
 
 
-def _resolve_sampler(body: Body, entry: ModelEntry) -> tuple[SamplerEntry, str]:
+def _resolve_sampler(body: AnyBody, entry: ModelEntry) -> tuple[SamplerEntry, str]:
     if body.sampler is not None:
         return resolve_sampler(body.sampler, body.noise_schedule, entry)
     return resolve_sampler(entry.defaults.sampler, _or(body.noise_schedule, entry.defaults.noise_schedule), entry)
 
 
-def _resolve_steps(body: Body, entry: ModelEntry, sampler: SamplerEntry) -> int:
+def _resolve_steps(body: AnyBody, entry: ModelEntry, sampler: SamplerEntry) -> int:
     """A default outside the sampler's limits (lcm takes few steps) is brought inside; a wish outside is refused."""
     low, high = sampler.min_steps, sampler.max_steps
     if body.num_inference_steps is None:
@@ -141,13 +185,13 @@ def _resolve_steps(body: Body, entry: ModelEntry, sampler: SamplerEntry) -> int:
     return body.num_inference_steps
 
 
-def _resolve_size(body: Body, entry: ModelEntry, upload: Upload | None) -> tuple[int, int]:
+def _resolve_size(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> Size:
     for name, pixels in (("width", body.width), ("height", body.height)):
         if pixels is None or (entry.min_size <= pixels <= entry.max_size and pixels % entry.size_multiple == 0):
             continue
         allowed = f"{entry.size_multiple} from {entry.min_size} to {entry.max_size}"
         raise field_problem("size_invalid", name, f"{name} {_number(pixels)} is no multiple of {allowed}.")
-    size = _default_size(body, entry, upload)
+    size = _default_size(body, entry, _shown_size(body, uploads))
     if size[0] * size[1] > entry.max_pixels:
         raise field_problem(
             "size_invalid", "width", f"{size[0]} x {size[1]} is more than {entry.max_pixels} pixels together."
@@ -155,16 +199,43 @@ def _resolve_size(body: Body, entry: ModelEntry, upload: Upload | None) -> tuple
     return size
 
 
-def _default_size(body: Body, entry: ModelEntry, upload: Upload | None) -> tuple[int, int]:
-    """What was asked for; what was not follows the upload's aspect, at the area of the model's own size."""
-    if upload is None or (body.width is not None and body.height is not None):
-        return _or(body.width, entry.defaults.width), _or(body.height, entry.defaults.height)
+def _shown_size(body: AnyBody, uploads: Uploads) -> Size | None:
+    """Pixels of an upload that the network is to see: all, or for inpainting what lies around the mask."""
+    if uploads.image is None:
+        return None
+    size = uploads.image.width, uploads.image.height
+    if not isinstance(body, InpaintingBody):
+        return size
+    enlarged = enlarged_size(body, uploads.image)
+    if body.padding_mask_crop is None:
+        return enlarged
+    box = box_after_outpainting(uploads.mask.box if uploads.mask else None, size, body.outpaint)
+    assert box is not None, "inpainting came with nothing to draw. This is a bug."
+    shown = box.padded(body.padding_mask_crop, enlarged)
+    return shown.width, shown.height
+
+
+def enlarged_size(body: InpaintingBody, image: Upload) -> Size:
+    """Of the picture with what is to be added to it."""
+    left, top, right, bottom = body.outpaint
+    return image.width + left + right, image.height + top + bottom
+
+
+def _default_size(body: AnyBody, entry: ModelEntry, shown: Size | None) -> Size:
+    """What was asked for; what was not follows the aspect of what is shown: image-to-image at the area of the model's
+    own size, inpainting pixel for pixel where the model can."""
+    own = entry.defaults.width, entry.defaults.height
+    if shown is None or (body.width is not None and body.height is not None):
+        return _or(body.width, own[0]), _or(body.height, own[1])
     if body.width is not None:
-        return body.width, _fitting(upload.height * body.width / upload.width, entry)
+        return body.width, _fitting(shown[1] * body.width / shown[0], entry)
     if body.height is not None:
-        return _fitting(upload.width * body.height / upload.height, entry), body.height
-    scale = math.sqrt(entry.defaults.width * entry.defaults.height / (upload.width * upload.height))
-    sides = [_fitting(upload.width * scale, entry), _fitting(upload.height * scale, entry)]
+        return _fitting(shown[0] * body.height / shown[1], entry), body.height
+    limits = entry.max_pixels, entry.min_size, entry.max_size, entry.size_multiple
+    if isinstance(body, InpaintingBody):
+        return canvas_for(shown, own, *limits)
+    scale = math.sqrt(own[0] * own[1] / (shown[0] * shown[1]))
+    sides = [_fitting(side * scale, entry) for side in shown]
     while sides[0] * sides[1] > entry.max_pixels:  # rounding up, or an extreme aspect, went over
         sides[sides.index(max(sides))] -= entry.size_multiple
     return sides[0], sides[1]
@@ -177,7 +248,7 @@ def _fitting(pixels: float, entry: ModelEntry) -> int:
     return min(max(round(pixels / multiple) * multiple, low), high)
 
 
-def _check_prompts(body: Body) -> None:
+def _check_prompts(body: AnyBody) -> None:
     if not body.prompt.strip():
         raise field_problem("prompt_empty", "prompt", "`prompt` has no word in it.")
     for name, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt or "")):

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
-from models.request import MAX_SEED, ImageToImageRequest, TextToImageRequest
+from app.uploads import MaskConvention
+from models.request import MAX_OUTPAINT, MAX_SEED, ImageToImageRequest, InpaintingRequest, TextToImageRequest
 from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings
 
 MAX_PROMPT_CHARACTERS = 10_000
@@ -29,6 +30,16 @@ IMAGE_TO_IMAGE_EXAMPLE: dict[str, Any] = {
     "image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGM8ISfHgA0wYRUdtBIA0MoB"
     "FD5jqJkAAAAASUVORK5CYII=",
     "strength": 0.6,
+    "seed": 42,
+}
+
+
+INPAINTING_EXAMPLE: dict[str, Any] = {
+    "task": "inpainting",
+    "prompt": "a green apple",
+    "image": IMAGE_TO_IMAGE_EXAMPLE["image"],
+    "mask_image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAADsdIMmAAAAGElEQVR42mNgYGBgsGFiYGJgYmBg"
+    "YGAAAALUAEMQ6XlWAAAAAElFTkSuQmCC",
     "seed": 42,
 }
 
@@ -108,8 +119,55 @@ class ImageToImageBody(PictureBody):
     )
 
 
-GenerateBody = Annotated[TextToImageBody | ImageToImageBody, Field(discriminator="task")]
-GENERATE_BODY: TypeAdapter[TextToImageBody | ImageToImageBody] = TypeAdapter(GenerateBody)
+class InpaintingBody(PictureBody):
+    """A part of a picture drawn anew, or what lies around it. Outside the mask the answer is `image`, pixel for pixel.
+
+    `width` and `height` are those of the canvas that the network sees; the answer has the size of `image` and what is
+    added to it.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [INPAINTING_EXAMPLE]})
+
+    task: Literal["inpainting"]
+    image: str = Field(description="As for image-to-image. Of any size: it is not resized, only what is drawn may be.")
+    mask_image: str | None = Field(
+        None,
+        description="What to draw anew: a picture of the same size, sent like `image`, grey, 1-bit or coloured, white"
+        " (128 and more) where it is drawn, or transparent there. Left out: what is transparent in `image`, or only"
+        " what is added around it.",
+    )
+    mask_convention: MaskConvention = Field(
+        "auto",
+        description="Which pixels of the mask count: `white` ones, `transparent` ones, or `auto`: transparent ones"
+        " where there are any, else white ones.",
+    )
+    strength: float | None = Field(
+        None, gt=0, le=1, description="How far from what is there now: 1, the default, forgets it."
+    )
+    mask_blur: int = Field(
+        4, ge=0, le=64, description="Pixels inside the mask over which the drawn picture comes in, to hide the seam."
+    )
+    padding_mask_crop: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="null shows the network the whole picture. A number shows it the mask and so many pixels around it"
+        " instead, enlarged to the model's own size if it is small: finer detail in large pictures.",
+    )
+    outpaint_left: int = Field(0, ge=0, le=MAX_OUTPAINT, description="Pixels to add on this side.")
+    outpaint_top: int = Field(0, ge=0, le=MAX_OUTPAINT, description="Pixels to add on this side.")
+    outpaint_right: int = Field(0, ge=0, le=MAX_OUTPAINT, description="Pixels to add on this side.")
+    outpaint_bottom: int = Field(0, ge=0, le=MAX_OUTPAINT, description="Pixels to add on this side.")
+
+    @property
+    def outpaint(self) -> tuple[int, int, int, int]:
+        """Pixels added left, top, right, bottom."""
+        return self.outpaint_left, self.outpaint_top, self.outpaint_right, self.outpaint_bottom
+
+
+AnyBody = TextToImageBody | ImageToImageBody | InpaintingBody
+GenerateBody = Annotated[AnyBody, Field(discriminator="task")]
+GENERATE_BODY: TypeAdapter[AnyBody] = TypeAdapter(GenerateBody)
 DEFAULT_TASK = "text-to-image"
 
 
@@ -138,8 +196,17 @@ class UnderstoodImageToImage(ImageToImageRequest):
     priority: Priority
 
 
-UnderstoodRequest = Annotated[UnderstoodTextToImage | UnderstoodImageToImage, Field(discriminator="task")]
-UNDERSTOOD: TypeAdapter[UnderstoodTextToImage | UnderstoodImageToImage] = TypeAdapter(UnderstoodRequest)
+class UnderstoodInpainting(InpaintingRequest):
+    """The request with every default filled in and the uploads as digests; sending it again repeats the picture."""
+
+    output_format: OutputFormat
+    previews: bool
+    priority: Priority
+
+
+AnyUnderstood = UnderstoodTextToImage | UnderstoodImageToImage | UnderstoodInpainting
+UnderstoodRequest = Annotated[AnyUnderstood, Field(discriminator="task")]
+UNDERSTOOD: TypeAdapter[AnyUnderstood] = TypeAdapter(UnderstoodRequest)
 
 
 class ProgressDocument(Document):

@@ -1,4 +1,4 @@
-"""An uploaded picture -> an 8-bit sRGB RGB PNG and its digest.
+"""An uploaded picture -> an 8-bit sRGB RGB PNG and its digest; an uploaded mask -> a grey one of black and white.
 
 Owns what is accepted and the checks that come before anything is decoded. Knows nothing of jobs, tenants or tasks.
 Every function here works on bytes, holds no state and may run in any thread.
@@ -14,10 +14,12 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from app.errors import field_problem
+from models.region import Box
 
 REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 _DATA_URL = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
@@ -25,6 +27,13 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Ty
 """What Pillow raises, by format and by place, for bytes that are no sound picture."""
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _MODES = ("L", "LA", "RGB", "RGBA", "P", "PA")
+_MASK_MODES = (*_MODES, "1")
+_DRAWN_FROM = 128
+"""Level from which a mask's pixel is drawn anew."""
+
+MaskConvention = Literal["auto", "white", "transparent"]
+"""Which pixels of a mask are drawn anew: white ones, transparent ones (as in OpenAI's API), or transparent ones where
+there are any, else white ones."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +55,81 @@ class Upload:
         return f"sha256:{self.digest}"
 
 
-def decode_base64(text: str) -> bytes:
-    """Bytes of base64 or of a data URL; white space between is allowed. Raises Problem."""
+@dataclass(frozen=True)
+class MaskUpload(Upload):
+    """A mask fit for the store: `png` is grey, 255 where the picture is drawn anew, else 0. `box`: around the 255s."""
+
+    box: Box
+
+
+def decode_base64(text: str, name: str = "image") -> bytes:
+    """Bytes of base64 or of a data URL in the field `name`; white space between is allowed. Raises Problem."""
     prefix = _DATA_URL.match(text)
     payload = text[prefix.end() :] if prefix else text
     try:
         data = base64.b64decode("".join(payload.split()).encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
-        raise field_problem("image_not_base64", "image", "`image` cannot be decoded.") from error
+        raise field_problem("image_not_base64", name, f"`{name}` cannot be decoded.") from error
     if not data:
-        raise field_problem("image_not_base64", "image", "`image` is empty.")
+        raise field_problem("image_not_base64", name, f"`{name}` is empty.")
     return data
 
 
 def read_upload(data: bytes, max_pixels: int) -> Upload:
     """Checks by header, then decodes: EXIF-rotated, ICC profile -> sRGB, transparency on white. Raises Problem."""
+    return _as_upload(_on_white(_to_srgb(_decoded(data, max_pixels, "image", _MODES))))
+
+
+def read_mask(
+    data: bytes, max_pixels: int, convention: MaskConvention = "auto", name: str = "mask_image"
+) -> MaskUpload:
+    """Checks by header, then decodes, EXIF-rotated: grey, 1-bit, coloured or transparent as `convention` says.
+
+    With `name` "image" the mask is read from a picture's own transparency. Raises Problem, also for an empty mask.
+    """
+    picture = _decoded(data, max_pixels, name, _MASK_MODES)
+    drawn = _drawn_pixels(picture, convention)
+    box = drawn.getbbox()
+    if box is None:
+        raise field_problem("mask_empty", name, f"No pixel of the {'mask' if name != 'image' else 'picture'} counts.")
+    upload = _as_upload(drawn)
+    return MaskUpload(upload.png, upload.digest, upload.width, upload.height, Box(*box))
+
+
+def has_transparency(data: bytes, max_pixels: int) -> bool:
+    """True when some pixel of the picture `image` is more transparent than not. Raises Problem."""
+    alpha = _alpha(_decoded(data, max_pixels, "image", _MODES))
+    return alpha is not None and _lowest(alpha) < _DRAWN_FROM
+
+
+def _decoded(data: bytes, max_pixels: int, name: str, modes: tuple[str, ...]) -> Image.Image:
     try:
-        picture = _open(data, max_pixels)
-        _check_header(picture, data, max_pixels)
+        picture = _open(data, max_pixels, name)
+        _check_header(picture, data, max_pixels, name, modes)
         picture.load()
-        rgb = _on_white(_to_srgb(ImageOps.exif_transpose(picture)))
+        return ImageOps.exif_transpose(picture)
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise field_problem("image_broken", "image", "The file cannot be decoded to its end.") from error
-    return _as_upload(rgb)
+        raise field_problem("image_broken", name, "The file cannot be decoded to its end.") from error
+
+
+def _drawn_pixels(picture: Image.Image, convention: MaskConvention) -> Image.Image:
+    """Grey, 255 where it is drawn anew, else 0."""
+    alpha = _alpha(picture) if convention != "white" else None
+    if convention == "auto" and alpha is not None and _lowest(alpha) == 255:
+        alpha = None
+    if alpha is not None:
+        return alpha.point([255 if level < _DRAWN_FROM else 0 for level in range(256)])
+    if convention == "transparent":
+        return Image.new("L", picture.size, 0)
+    # What is transparent is not white: it is laid on black.
+    ground = Image.new("RGBA", picture.size, "black")
+    grey = Image.alpha_composite(ground, picture.convert("RGBA")).convert("L")
+    return grey.point([255 if level >= _DRAWN_FROM else 0 for level in range(256)])
+
+
+def _alpha(picture: Image.Image) -> Image.Image | None:
+    has_alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+    return picture.convert("RGBA").getchannel("A") if has_alpha else None
 
 
 def known_upload(png: bytes, digest: str) -> Upload:
@@ -77,7 +138,11 @@ def known_upload(png: bytes, digest: str) -> Upload:
     return Upload(png, digest, width, height)
 
 
-def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+def _lowest(grey: Image.Image) -> int:
+    return next(level for level, count in enumerate(grey.histogram()) if count)
+
+
+def _open(data: bytes, max_pixels: int, name: str) -> ImageFile.ImageFile:
     """The header alone. The classes are called directly: no other format's reader ever sees the bytes."""
     stream = io.BytesIO(data)
     if data.startswith(_PNG):
@@ -85,9 +150,9 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     if data.startswith(_JPEG):
         return JpegImagePlugin.JpegImageFile(stream)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        _check_pixels(*_webp_size(data), max_pixels)  # its reader allocates the canvas at once
+        _check_pixels(_webp_size(data), max_pixels, name)  # its reader allocates the canvas at once
         return WebPImagePlugin.WebPImageFile(stream)
-    raise field_problem("image_format_unsupported", "image", "The file starts like none of the formats read here.")
+    raise field_problem("image_format_unsupported", name, "The file starts like none of the formats read here.")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -101,21 +166,22 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise field_problem(
-            "image_too_large", "image", f"It has {width} x {height} pixels; at most {max_pixels} are read."
-        )
+def _check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
+    if size[0] * size[1] > max_pixels:
+        what = f"It has {size[0]} x {size[1]} pixels; at most {max_pixels} are read."
+        raise field_problem("image_too_large", name, what)
 
 
-def _check_header(picture: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
-    _check_pixels(*picture.size, max_pixels)
+def _check_header(
+    picture: ImageFile.ImageFile, data: bytes, max_pixels: int, name: str, modes: tuple[str, ...]
+) -> None:
+    _check_pixels(picture.size, max_pixels, name)
     if getattr(picture, "is_animated", False):
-        raise field_problem("image_animated", "image", f"It has {getattr(picture, 'n_frames', 'several')} frames.")
+        raise field_problem("image_animated", name, f"It has {getattr(picture, 'n_frames', 'several')} frames.")
     if picture.format == "PNG" and data[24] == 16:
-        raise field_problem("image_mode_unsupported", "image", "It has 16 bits a channel.")
-    if picture.mode not in _MODES:
-        raise field_problem("image_mode_unsupported", "image", f"{_MODE_NAMES.get(picture.mode, picture.mode)}.")
+        raise field_problem("image_mode_unsupported", name, "It has 16 bits a channel.")
+    if picture.mode not in modes:
+        raise field_problem("image_mode_unsupported", name, f"{_MODE_NAMES.get(picture.mode, picture.mode)}.")
 
 
 _MODE_NAMES = {"1": "It has 1 bit a pixel", "CMYK": "It is CMYK", "I": "It has 32 bits a pixel"}
@@ -149,9 +215,9 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, picture).convert("RGB")
 
 
-def _as_upload(rgb: Image.Image) -> Upload:
-    rgb.info = {}  # no profile, no text of the sender goes into the file
+def _as_upload(picture: Image.Image) -> Upload:
+    picture.info = {}  # no profile, no text of the sender goes into the file
     stream = io.BytesIO()
-    rgb.save(stream, "PNG", compress_level=1)
+    picture.save(stream, "PNG", compress_level=1)
     png = stream.getvalue()
-    return Upload(png, hashlib.sha256(png).hexdigest(), *rgb.size)
+    return Upload(png, hashlib.sha256(png).hexdigest(), *picture.size)

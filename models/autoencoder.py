@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -40,12 +41,18 @@ class Autoencoder:
         self._scaling_factor: float = vae.config.scaling_factor
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image, width: int, height: int) -> Posterior:
-        """Posterior of `image` (RGB), resized to `width` x `height` pixels (Lanczos) when it has another size."""
+    def encode(self, image: Image.Image, width: int, height: int, hole: NDArray[np.bool_] | None = None) -> Posterior:
+        """Posterior of `image` (RGB), resized to `width` x `height` pixels (Lanczos) when it has another size.
+
+        hole: (height, width), True where the autoencoder shall see nothing, that is the middle of its range.
+        """
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
-        batch = (pixels.permute(2, 0, 1)[None] * 2.0 - 1.0).to(self._vae.device)  # (1, 3, H, W)
+        centred = pixels * 2.0 - 1.0  # (H, W, 3)
+        if hole is not None:
+            centred = centred * torch.from_numpy(~hole)[..., None]
+        batch = centred.permute(2, 0, 1)[None].to(self._vae.device)  # (1, 3, H, W)
         distribution = self._in_safe_precision(lambda dtype: self._vae.encode(batch.to(dtype)).latent_dist)
         mean, std = distribution.mean[0].float().cpu(), distribution.std[0].float().cpu()
         return Posterior(mean, std, self._scaling_factor)

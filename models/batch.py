@@ -34,6 +34,8 @@ def step_together(denoiser: Denoiser, slots: Sequence[Slot], rows_at_once: int |
     weights = torch.stack([slot.table.predicted_x0[slot.step] for slot in ordered]).to(latents.device)
     weights = weights[:, :, None, None, None]  # (B, 2, 1, 1, 1)
     predicted_x0 = weights[:, 0] * latents + weights[:, 1] * outputs
+    for index, slot in enumerate(ordered):
+        following[index], predicted_x0[index] = slot.with_known(following[index], predicted_x0[index])
     # The one wait for the device in a step: it also keeps the loop from running ahead of a cancel.
     finite = torch.isfinite(following).flatten(1).all(1).tolist()
     for index, slot in enumerate(ordered):

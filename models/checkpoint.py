@@ -30,7 +30,8 @@ _INPAINTING_CHANNELS = 9
 """Latents 4, mask 1, latents of the masked picture 4: the order of diffusers' inpainting networks."""
 _ZERO_CHANNELS = "zero-channels"
 """Value of `text_to_image` in `denoised.json`: the network was trained to draw from text alone where mask and masked
-latents are zero. Other inpainting networks expect a full mask and the latents of a grey picture there."""
+latents are zero. Other inpainting networks expect a full mask and the latents of a grey picture there, and are served
+for inpainting alone."""
 _SAMPLER_OF_SCHEDULER = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
@@ -122,7 +123,7 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     _refuse_unknown(index, source)
     weights = weight_files(folder)
     own = _read_json(folder / DEFAULTS) if (folder / DEFAULTS).is_file() else {}
-    _refuse_channels(_read_json(folder / "unet" / "config.json"), own.pop("text_to_image", None), source)
+    tasks = _tasks_of(_read_json(folder / "unet" / "config.json"), own.pop("text_to_image", None), source)
     networks = {
         component: _load_network(class_name, folder / component, weights[component], placement)
         for component, class_name in COMPONENTS.items()
@@ -140,6 +141,7 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
         placement=placement,
         digest=_digest(folder, [file for files in weights.values() for file in files]),
         size_bytes=sum(_size_bytes(network) for network in networks.values()),
+        tasks=tasks,
     )
 
 
@@ -155,8 +157,8 @@ def _refuse_unknown(index: Mapping[str, Any], source: str) -> None:
             raise CheckpointRefused(f"The {component} of {source!r} is a {class_name}; a {expected} is needed.")
 
 
-def _refuse_channels(unet_config: Mapping[str, Any], convention: object, source: str) -> None:
-    """Refuse a UNet that cannot draw from text; `convention` is what the checkpoint declares as `text_to_image`."""
+def _tasks_of(unet_config: Mapping[str, Any], convention: object, source: str) -> tuple[str, ...]:
+    """What this UNet can do; `convention` is what the checkpoint declares as `text_to_image`. Refuses other UNets."""
     channels, out_channels = unet_config.get("in_channels", 4), unet_config.get("out_channels", 4)
     if channels not in (_LATENT_CHANNELS, _INPAINTING_CHANNELS) or out_channels != _LATENT_CHANNELS:
         raise CheckpointRefused(
@@ -170,12 +172,7 @@ def _refuse_channels(unet_config: Mapping[str, Any], convention: object, source:
             f"{DEFAULTS} says text_to_image is {convention!r}, but the UNet of {source!r} has 4 input channels:"
             " there is none to leave zero. Remove the line."
         )
-    if channels == _INPAINTING_CHANNELS and convention is None:
-        raise CheckpointRefused(
-            f"The UNet of {source!r} has 9 input channels, an inpainting network, and does not say that it also draws"
-            " from text alone. If it was trained to do so with mask and masked latents all zero, write"
-            f' "text_to_image": "{_ZERO_CHANNELS}" into its {DEFAULTS}; others are not served.'
-        )
+    return ("inpainting",) if channels == _INPAINTING_CHANNELS and convention is None else TASKS
 
 
 def _load_network(class_name: str, folder: Path, files: list[Path], placement: Placement) -> Any:

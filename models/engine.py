@@ -12,14 +12,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import structlog
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from models.autoencoder import Posterior
 from models.batch import step_together
 from models.capacity import Capacity, measure_rows
 from models.checkpoint import Checkpoint
@@ -27,8 +27,9 @@ from models.decode_queue import DecodeQueue
 from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
 from models.meter import LoadFigures, Meter
-from models.request import ImageToImageRequest, PictureRequest
-from models.slot import Conditioning, GroupKey, Slot, start_from_latents, start_from_noise
+from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest
+from models.slot import Conditioning, GroupKey, Slot
+from models.start import Encoded, encode_uploads, start
 from models.step_table import StepTable
 
 log = structlog.get_logger(__name__)
@@ -90,6 +91,7 @@ class _Job:
     request: PictureRequest
     checkpoint: Checkpoint
     image: Image.Image | None
+    mask: NDArray[np.bool_] | None
     slots: tuple[Slot, ...] = ()
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -103,7 +105,7 @@ def step_table_of(request: PictureRequest, checkpoint: Checkpoint) -> StepTable:
 
     Raises SamplerRefused.
     """
-    strength = request.strength if isinstance(request, ImageToImageRequest) else None
+    strength = request.strength if isinstance(request, ImageToImageRequest | InpaintingRequest) else None
     return checkpoint.tables.get(request.sampler, request.noise_schedule, request.num_inference_steps, strength)
 
 
@@ -174,14 +176,20 @@ class Engine:
     # --- what the worker does -------------------------------------------------------------------------------------
 
     def admit(
-        self, job_id: str, request: PictureRequest, checkpoint: Checkpoint, image: Image.Image | None = None
+        self,
+        job_id: str,
+        request: PictureRequest,
+        checkpoint: Checkpoint,
+        image: Image.Image | None = None,
+        mask: NDArray[np.bool_] | None = None,
     ) -> None:
         """Let a job join. Cheap: the work is done at the start of a later `step`, which answers Prepared or Broken.
 
-        image: the decoded upload of an image-to-image request, RGB, any size.
+        image: the decoded upload of image-to-image, RGB, any size; for inpainting the picture of its `Canvas`, and
+        mask, (height, width) of the request, the canvas's own. What is drawn is not pasted here.
         """
         assert job_id not in self._jobs, f"{job_id} is in the batch already. This is a bug."
-        job = _Job(job_id, request, checkpoint, image)
+        job = _Job(job_id, request, checkpoint, image, mask)
         self._jobs[job_id] = job
         self._newcomers.append(job)
 
@@ -253,13 +261,12 @@ class Engine:
         ]
         states = checkpoint.conditioner.encode(_prompts_of(request))
         conditioning = Conditioning(states[0], states[1] if request.has_guidance else None, request.guidance_scale)
-        posterior = None
-        if job.image is not None:
-            posterior = checkpoint.autoencoder.encode(job.image, request.width, request.height)
+        has_channels = checkpoint.denoiser.extra_channels > 0
+        encoded = encode_uploads(checkpoint.autoencoder, request, job.image, job.mask, has_channels)
         job.slots = tuple(
-            self._make_slot(job, index, table, conditioning, posterior) for index in range(request.num_images)
+            self._make_slot(job, index, table, conditioning, encoded) for index in range(request.num_images)
         )
-        job.image = None
+        job.image, job.mask = None, None
         job.warnings = tuple(warning for warning in warnings if warning)
         job.prepared_at = time.monotonic()
         for slot in job.slots:
@@ -267,18 +274,25 @@ class Engine:
         self._meter.know(checkpoint)
         return Prepared(job.id, len(table), job.warnings)
 
-    def _make_slot(
-        self, job: _Job, index: int, table: StepTable, conditioning: Conditioning, posterior: Posterior | None
-    ) -> Slot:
+    def _make_slot(self, job: _Job, index: int, table: StepTable, conditioning: Conditioning, encoded: Encoded) -> Slot:
         generator = torch.Generator("cpu").manual_seed(job.request.seed_of(index))
         key = _group_key(job.request, job.checkpoint)
-        if posterior is None:
-            latents = start_from_noise(table, key.shape, generator)
-        else:
-            latents = start_from_latents(table, posterior.sample(generator), generator)
-        latents = latents.to(job.checkpoint.denoiser.device)
-        registers = latents.new_zeros((table.num_registers, *key.shape))
-        return Slot(job.id, index, key, table, conditioning, generator, latents, registers)
+        begun = start(table, encoded, getattr(job.request, "strength", 1.0), key.shape, generator)
+        device = job.checkpoint.denoiser.device
+        latents = begun.latents.to(device)
+        if begun.extra is not None:
+            conditioning = replace(conditioning, extra=begun.extra.to(device))
+        return Slot(
+            job.id,
+            index,
+            key,
+            table,
+            conditioning,
+            generator,
+            latents,
+            registers=latents.new_zeros((table.num_registers, *key.shape)),
+            known=begun.known.to(device) if begun.known else None,
+        )
 
     # --- step -----------------------------------------------------------------------------------------------------
 

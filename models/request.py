@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 MAX_SEED = 2**63 - 1
 """Largest seed; picture n of a request is drawn with seed + n, modulo 2**63."""
 
+DIGEST = r"^sha256:[0-9a-f]{64}$"
+"""How a request names an upload."""
+
 SIZE_MULTIPLE = 8
 """Pixels: widths and heights are multiples of the autoencoder's factor (arXiv 2112.10752, section 3.1, f = 8)."""
 
@@ -61,14 +64,47 @@ class ImageToImageRequest(PictureRequest):
     """Pictures that start from an upload, noised as far as `strength` says (SDEdit, arXiv 2108.01073)."""
 
     task: Literal["image-to-image"] = "image-to-image"
-    image: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    image: str = Field(pattern=DIGEST)
     """Digest of the upload: an 8-bit RGB PNG in the store, already EXIF-rotated, of any size."""
     strength: float = Field(gt=0, le=1, allow_inf_nan=False)
 
 
-GenerationRequest = Annotated[TextToImageRequest | ImageToImageRequest, Field(discriminator="task")]
+MAX_OUTPAINT = 4096
+"""Pixels that may be added on one side."""
 
-REQUEST_ADAPTER: TypeAdapter[TextToImageRequest | ImageToImageRequest] = TypeAdapter(GenerationRequest)
+
+class InpaintingRequest(PictureRequest):
+    """Pictures in which a part of an upload, or what lies around it, is drawn anew; the rest stays as it is.
+
+    `width` and `height` are those of the canvas that the network sees (`models.region`); the answer has the size of
+    the upload and what `outpaint_*` adds to it.
+    """
+
+    task: Literal["inpainting"] = "inpainting"
+    image: str = Field(pattern=DIGEST)
+    """Digest of the upload: an 8-bit RGB PNG in the store, already EXIF-rotated, of any size."""
+    mask_image: str | None = Field(None, pattern=DIGEST)
+    """Digest of an 8-bit grey PNG of the upload's size: from 128 on the pixel is drawn. None: only what is added."""
+    strength: float = Field(gt=0, le=1, allow_inf_nan=False)
+    mask_blur: int = Field(ge=0, le=64)
+    """Pixels inside the mask over which the drawn picture comes in; never a pixel outside."""
+    padding_mask_crop: int | None = Field(None, ge=0, le=1024)
+    """None shows the network the whole picture; else only the mask and so many pixels around it."""
+    outpaint_left: int = Field(0, ge=0, le=MAX_OUTPAINT)
+    outpaint_top: int = Field(0, ge=0, le=MAX_OUTPAINT)
+    outpaint_right: int = Field(0, ge=0, le=MAX_OUTPAINT)
+    outpaint_bottom: int = Field(0, ge=0, le=MAX_OUTPAINT)
+
+    @property
+    def outpaint(self) -> tuple[int, int, int, int]:
+        """Pixels added left, top, right, bottom."""
+        return self.outpaint_left, self.outpaint_top, self.outpaint_right, self.outpaint_bottom
+
+
+AnyRequest = TextToImageRequest | ImageToImageRequest | InpaintingRequest
+GenerationRequest = Annotated[AnyRequest, Field(discriminator="task")]
+
+REQUEST_ADAPTER: TypeAdapter[AnyRequest] = TypeAdapter(GenerationRequest)
 """Reads and writes a GenerationRequest as JSON."""
 
-TASKS: tuple[str, ...] = ("text-to-image", "image-to-image")
+TASKS: tuple[str, ...] = ("text-to-image", "image-to-image", "inpainting")

@@ -43,6 +43,26 @@ class Conditioning:
         return 1 if self.negative is None else 2
 
 
+@dataclass(frozen=True)
+class Known:
+    """What stays of an upload where the network has no channels for it (blending, arXiv 2201.09865, section 4.1).
+
+    latents: (C, h, w), clean. noise: (C, h, w), the one draw it is noised with. is_drawn: bool (1, h, w).
+    """
+
+    latents: Tensor
+    noise: Tensor
+    is_drawn: Tensor
+
+    def to(self, device: torch.device) -> Known:
+        return Known(self.latents.to(device), self.noise.to(device), self.is_drawn.to(device))
+
+    def keep(self, latents: Tensor, signal_scale: Tensor, noise_scale: Tensor) -> Tensor:
+        """`latents` (C, h, w) where the picture is drawn, elsewhere the known ones at this noise level."""
+        known = signal_scale * self.latents + noise_scale * self.noise
+        return torch.where(self.is_drawn, latents, known)
+
+
 @dataclass(eq=False)
 class Slot:
     """The state of one picture. `commit` is the only writer after construction, so any step can be repeated."""
@@ -57,6 +77,7 @@ class Slot:
     """(C, h, w) float32."""
     registers: Tensor
     """(R, C, h, w) float32: what the sampler keeps between steps."""
+    known: Known | None = None
     step: int = 0
     predicted_x0: Tensor | None = None
     """(C, h, w): the picture as the network sees it now."""
@@ -80,6 +101,14 @@ class Slot:
             self._noise = torch.randn(self.key.shape, generator=self.generator).to(self.latents.device)
         return self._noise
 
+    def with_known(self, following: Tensor, predicted_x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Result of this step, (C, h, w) each, with what is known of the picture put back."""
+        if self.known is None:
+            return following, predicted_x0
+        signal, noise = self.table.signal_scale[self.step + 1], self.table.noise_scale[self.step + 1]
+        clean = self.table.signal_scale[-1], self.table.noise_scale[-1]
+        return self.known.keep(following, signal, noise), self.known.keep(predicted_x0, *clean)
+
     def commit(self, latents: Tensor, registers: Tensor, predicted_x0: Tensor) -> None:
         """Take the result of a step that succeeded."""
         self.latents = latents
@@ -87,14 +116,3 @@ class Slot:
         self.predicted_x0 = predicted_x0
         self._noise = None
         self.step += 1
-
-
-def start_from_noise(table: StepTable, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Latents of a text-to-image start: the first draw, scaled to the sampler's largest noise."""
-    return torch.randn(shape, generator=generator) * table.initial_noise_scale
-
-
-def start_from_latents(table: StepTable, latents: Tensor, generator: torch.Generator) -> Tensor:
-    """Latents of an image-to-image start (arXiv 2108.01073): `latents`, noised to the first row of the table."""
-    noise = torch.randn(latents.shape, generator=generator)
-    return table.signal_scale[0].item() * latents + table.noise_scale[0].item() * noise

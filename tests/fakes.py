@@ -99,7 +99,9 @@ class FakeEngine:
     def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint) -> bool:
         return len(self._jobs) < self._room
 
-    def admit(self, job_id: str, request: PictureRequest, checkpoint: FakeCheckpoint, image: Any = None) -> None:
+    def admit(
+        self, job_id: str, request: PictureRequest, checkpoint: FakeCheckpoint, image: Any = None, mask: Any = None
+    ) -> None:
         if "refused" in request.prompt:
             raise RuntimeError("a fault where none should be")
         self._jobs[job_id] = _Job(request, image)

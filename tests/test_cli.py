@@ -69,6 +69,20 @@ def test_every_option_of_generate_reaches_its_field(tmp_path: Path) -> None:
     }
 
 
+def test_a_mask_or_a_border_makes_it_inpainting(tmp_path: Path) -> None:
+    upload = tmp_path / "in.png"
+    upload.write_bytes(png(8, 8))
+    words = f"--image {upload} --mask {upload} --mask-blur 0 --crop 32".split()
+    body = request_body(options("a cat", *words))
+    assert body.pop("image") == body.pop("mask_image")
+    own = {"prompt": "a cat", "output_format": "png", "task": "inpainting"}
+    assert body == own | {"mask_blur": 0, "padding_mask_crop": 32}
+    body = request_body(options("a cat", "--image", str(upload), "--outpaint", "1,2,3,40"))
+    assert body.pop("image")
+    sides = {"outpaint_left": 1, "outpaint_top": 2, "outpaint_right": 3, "outpaint_bottom": 40}
+    assert body == own | sides
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -99,6 +113,9 @@ def test_several_pictures_are_numbered() -> None:
         ["generate", "x", "-n", "none"],
         ["generate", "x", "--guidance", "nan"],
         ["generate", "x", "--image", "x.png", "--strength", "inf"],
+        ["generate", "x", "--image", "x.png", "--outpaint", "1,2,3"],
+        ["generate", "x", "--image", "x.png", "--outpaint", "1,2,3,-4"],
+        ["generate", "x", "--image", "x.png", "--mask-blur", "65"],
         ["generate", "an apple that is no UTF-8: \udce4"],
         ["generate", "x", "--negative", "\udce4"],
         ["models", "--key", "schl\u00fcssel"],

@@ -11,10 +11,11 @@ import pytest
 import redis
 from PIL import Image
 
+from models.canvas import make_canvas
 from models.checkpoint import load_checkpoint
 from models.device import choose_placement
 from models.engine import Drawn, Engine
-from models.request import ImageToImageRequest, PictureRequest, TextToImageRequest
+from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, TextToImageRequest
 from tests.fleet import Fleet, freeze, thaw
 from tests.tiny import SIDE, save_tiny_checkpoint
 from workers.__main__ import main
@@ -24,7 +25,7 @@ from workers.embedded import ensure_server
 from workers.pictures import read_recipe
 from workers.worker import EXIT_USAGE
 
-DIGEST = "ab" * 32
+DIGEST, MASK_DIGEST = "ab" * 32, "cd" * 32
 COMMON = {
     "model": "tiny",
     "prompt": "a red apple",
@@ -50,51 +51,85 @@ def make_requests() -> list[PictureRequest]:
         image=f"sha256:{DIGEST}",
         strength=0.7,
     )
-    return [*texts, image]
+    inpainting = InpaintingRequest(
+        **COMMON,  # type: ignore[arg-type]
+        seed=5,
+        num_inference_steps=60,
+        sampler="euler_ancestral",
+        image=f"sha256:{DIGEST}",
+        mask_image=f"sha256:{MASK_DIGEST}",
+        strength=1.0,
+        mask_blur=3,
+        padding_mask_crop=10,
+        outpaint_right=6,
+    )
+    return [*texts, image, inpainting]
 
 
 def upload() -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE + 13, SIDE + 27, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def mask() -> Image.Image:
+    drawn = np.zeros((SIDE + 13, SIDE + 27), np.uint8)
+    drawn[20:50, 30:60] = 255
+    return Image.fromarray(drawn)
+
+
+def png_of(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def draw_alone(request: PictureRequest, folder: Path) -> np.ndarray:
     """The picture of this request from an engine of its own: (H, W, 3) uint8."""
     checkpoint = load_checkpoint("tiny", str(folder), choose_placement("cpu", "float32"))
     engine = Engine()
-    engine.admit("alone", request, checkpoint, upload() if isinstance(request, ImageToImageRequest) else None)
+    canvas = make_canvas(request, upload(), mask()) if isinstance(request, InpaintingRequest) else None
+    if canvas:
+        engine.admit("alone", request, checkpoint, canvas.picture(), canvas.canvas_mask())
+    else:
+        engine.admit("alone", request, checkpoint, upload() if isinstance(request, ImageToImageRequest) else None)
     while True:
         for event in engine.step():
             if isinstance(event, Drawn):
-                return event.pictures[0]
+                return canvas.paste(event.pictures[0]) if canvas else event.pictures[0]
 
 
 def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
     redis_url: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "tiny")
-    buffer = io.BytesIO()
-    upload().save(buffer, "PNG")
     with Fleet(redis_url, redis_client, tmp_path) as fleet:
         environment = {"DENOISED_MODELS": f"tiny={checkpoint}", "DENOISED_DEVICE": "cpu", "DENOISED_DTYPE": "float32"}
         workers = [fleet.launch_real(**environment) for _ in range(2)]
         for worker in workers:
             fleet.wait_ready(worker)
         entry = fleet.board.catalogue()["tiny"]
-        assert entry.tasks == ("text-to-image", "image-to-image")
+        assert entry.tasks == ("text-to-image", "image-to-image", "inpainting")
         assert {"ddim", "dpmpp_2m"} <= {sampler.name for sampler in entry.samplers}
         ids = []
         for request in make_requests():
             submission = Submission(tenant="ann", request=request)  # type: ignore[arg-type]
             job_id = fleet.board.submit(submission, entry)[0].record.id
             ids.append(job_id)
-            if isinstance(request, ImageToImageRequest):
-                fleet.store.put(job_id, f"{DIGEST}.png", buffer.getvalue())
+            if not isinstance(request, TextToImageRequest):
+                fleet.store.put(job_id, f"{DIGEST}.png", png_of(upload()))
+                fleet.store.put(job_id, f"{MASK_DIGEST}.png", png_of(mask()))
         fleet.wait_for(lambda: all(fleet.view(job_id).status == "running" for job_id in ids))
         holder = {fleet.rq_job(job_id).worker_name for job_id in ids}.pop()
         next(worker for worker in workers if fleet.name_of(worker) == holder).kill()
         fleet.wait_ended(ids)
         assert_each_ended_once_with_its_picture(fleet, ids, checkpoint, entry.digest)
+        outcome = fleet.view(ids[-1]).record.outcome
+        assert outcome is not None
+        inpainted = np.asarray(Image.open(io.BytesIO(fleet.store.get(ids[-1], outcome.pictures[0].file))))
+        known, kept = np.asarray(upload()), np.asarray(mask()) == 0
+        assert inpainted.shape == (known.shape[0], known.shape[1] + 6, 3)
+        assert np.array_equal(inpainted[:, :-6][kept], known[kept]), "outside the mask nothing may change"
+        assert not np.array_equal(inpainted[:, :-6][~kept], known[~kept])
 
 
 def test_real_workers_draw_what_the_engine_draws_although_one_freezes_and_the_server_dies(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
 
+from models.canvas import Canvas
 from models.errors import GenerationError
 from workers.contract import JobRecord, Outcome, Picture, Timings
+from workers.io_pool import Uploads
 from workers.jobkeys import JobKeys, job_keys
 from workers.protocols import Drawn
 
@@ -49,8 +51,8 @@ class HeldJob:
     deadline: float = float("inf")
     """Monotonic; the job's own time limit."""
     phase: Phase = "reading"
-    image: Any = None
-    """The decoded upload, until it is in the batch."""
+    uploads: Uploads | None = None
+    """The decoded uploads; once it is in the batch, only what inpainting needs to the end."""
     work: Future[Any] | None = None
     """What the pool does for this job at the moment."""
     patience_until: float | None = None
@@ -86,6 +88,10 @@ class HeldJob:
     @property
     def execution(self) -> Execution:
         return self.lease.execution
+
+    @property
+    def canvas(self) -> Canvas | None:
+        return self.uploads.canvas if self.uploads else None
 
     def timings(self) -> Timings:
         """What is known so far. The total counts from the POST."""

@@ -23,6 +23,7 @@ from models.errors import Abandoned, GenerationError, InternalError, StoreUnavai
 from workers.assembly import WorkerParts
 from workers.contract import JobError, Outcome
 from workers.held_job import MOST_DEATHS, HeldJob
+from workers.io_pool import Uploads
 from workers.protocols import Broken, Drawn, Prepared
 from workers.redis_backoff import is_away
 
@@ -110,7 +111,7 @@ class HeldJobs:
         io_pool = self._parts.io_pool
         if held.drawn is not None:
             digest = held.checkpoint.digest
-            held.work = io_pool.save(held.record, held.execution.id, held.drawn, digest)
+            held.work = io_pool.save(held.record, held.execution.id, held.drawn, digest, held.canvas)
         else:
             held.work = io_pool.read(held.record, held.checkpoint)
 
@@ -127,7 +128,7 @@ class HeldJobs:
             if held.drawn is not None:
                 held.succeed(result)
             else:
-                held.image, held.phase = result, "ready"
+                held.uploads, held.phase = result, "ready"
 
     def _be_patient(self, held: HeldJob, error: OSError) -> None:
         """The store refused. The job is kept, with its lease, and asked for again: at first soon, then less often."""
@@ -146,12 +147,13 @@ class HeldJobs:
         engine, request = self._parts.engine, held.record.submission.request
         if (held.is_delicate and len(self._by_id) > 1) or not engine.has_room(request, held.checkpoint):
             return
+        assert held.uploads is not None, "a job is ready whose uploads were not read. This is a bug."
         try:
-            engine.admit(held.id, request, held.checkpoint, held.image)
+            engine.admit(held.id, request, held.checkpoint, held.uploads.image, held.uploads.mask)
         except Exception as error:  # noqa: BLE001 (the per-job boundary)
             self._fail_for(held, error)
             return
-        held.image, held.phase = None, "drawing"
+        held.uploads, held.phase = Uploads(canvas=held.canvas), "drawing"
 
     def note(self, event: Prepared | Drawn | Broken) -> None:
         """Something happened to a job in the batch."""
@@ -162,7 +164,8 @@ class HeldJobs:
             self._parts.admission.reopen()
             self._ask_store(held)
         elif isinstance(event, Prepared):
-            held.steps, held.warnings = event.steps, event.warnings
+            held.steps = event.steps
+            held.warnings = event.warnings + (held.canvas.warnings if held.canvas else ())
         else:
             self._fail_for(held, event.error)
 

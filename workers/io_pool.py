@@ -12,13 +12,15 @@ import io
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from models.canvas import Canvas, Mask, make_canvas
 from models.errors import ImageUnusable, UploadMissing
-from models.request import ImageToImageRequest, PictureRequest
+from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest
 from workers.contract import JobRecord, Picture
 from workers.pictures import encode_picture, preview_bytes, recipe_of
 from workers.protocols import Drawn
@@ -26,6 +28,15 @@ from workers.store import Store
 
 Rehearsal = Callable[[PictureRequest, Any], object]
 """Work of a request on a checkpoint that can be done ahead in another thread: `models.engine.step_table_of`."""
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """The decoded uploads of a job: what the engine is given, and for inpainting where its answer is pasted."""
+
+    image: Image.Image | None = None
+    mask: Mask | None = None
+    canvas: Canvas | None = None
 
 
 class IOPool:
@@ -37,20 +48,22 @@ class IOPool:
         self._wake = wake
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="io")
 
-    def read(self, record: JobRecord, checkpoint: Any) -> Future[Image.Image | None]:
-        """The decoded upload, if the request has one; its step table is compiled on the way.
+    def read(self, record: JobRecord, checkpoint: Any) -> Future[Uploads]:
+        """The decoded uploads, if the request has any; its step table is compiled on the way.
 
         Raises what the request is at fault for (GenerationError) and OSError when the store refuses.
         """
         return self._start(_read, self._store, self._rehearse, record, checkpoint)
 
-    def save(self, record: JobRecord, execution: str, drawn: Drawn, model_digest: str) -> Future[tuple[Picture, ...]]:
-        """Encodes and stores all pictures; when it is done they are durable. May be repeated."""
-        return self._start(_save, self._store, record, execution, drawn, model_digest)
+    def save(
+        self, record: JobRecord, execution: str, drawn: Drawn, model_digest: str, canvas: Canvas | None = None
+    ) -> Future[tuple[Picture, ...]]:
+        """Pastes into the canvas, encodes and stores all pictures; then they are durable. May be repeated."""
+        return self._start(_save, self._store, record, execution, drawn, model_digest, canvas)
 
-    def preview(self, pixels: np.ndarray) -> Future[bytes]:
+    def preview(self, pixels: np.ndarray, canvas: Canvas | None = None) -> Future[bytes]:
         """A preview's file."""
-        return self._start(preview_bytes, pixels)
+        return self._start(_preview, pixels, canvas)
 
     def sweep(self, older_than_s: float, is_alive: Callable[[str], bool]) -> Future[int]:
         """Erases the files of expired jobs."""
@@ -66,16 +79,32 @@ class IOPool:
         return future
 
 
-def _read(store: Store, rehearse: Rehearsal, record: JobRecord, checkpoint: Any) -> Image.Image | None:
+def _read(store: Store, rehearse: Rehearsal, record: JobRecord, checkpoint: Any) -> Uploads:
     request = record.submission.request
     rehearse(request, checkpoint)
-    if not isinstance(request, ImageToImageRequest):
-        return None
+    if isinstance(request, ImageToImageRequest):
+        return Uploads(image=_read_upload(store, record, request.image))
+    if not isinstance(request, InpaintingRequest):
+        return Uploads()
+    image = _read_upload(store, record, request.image)
+    mask = _read_upload(store, record, request.mask_image) if request.mask_image else None
     try:
-        data = store.get(record.id, f"{request.image.removeprefix('sha256:')}.png")
+        canvas = make_canvas(request, image, mask)
+    except ValueError as error:
+        raise ImageUnusable(f"Mask and picture do not belong together: {error}") from error
+    return Uploads(canvas.picture(), canvas.canvas_mask(), canvas)
+
+
+def _read_upload(store: Store, record: JobRecord, reference: str) -> Image.Image:
+    try:
+        data = store.get(record.id, f"{reference.removeprefix('sha256:')}.png")
     except FileNotFoundError as error:
         raise UploadMissing("The uploaded picture is no longer in the store; send it again.") from error
     return _decode(data)
+
+
+def _preview(pixels: np.ndarray, canvas: Canvas | None) -> bytes:
+    return preview_bytes(canvas.paste(pixels) if canvas else pixels)
 
 
 def _decode(data: bytes) -> Image.Image:
@@ -86,10 +115,13 @@ def _decode(data: bytes) -> Image.Image:
         raise ImageUnusable("The uploaded picture cannot be read; send it as PNG, JPEG or WebP again.") from error
 
 
-def _save(store: Store, record: JobRecord, execution: str, drawn: Drawn, model_digest: str) -> tuple[Picture, ...]:
+def _save(
+    store: Store, record: JobRecord, execution: str, drawn: Drawn, model_digest: str, canvas: Canvas | None
+) -> tuple[Picture, ...]:
     request, output_format = record.submission.request, record.submission.delivery.output_format
     pictures = []
-    for index, (pixels, seed) in enumerate(zip(drawn.pictures, drawn.seeds, strict=True)):
+    for index, (drawn_pixels, seed) in enumerate(zip(drawn.pictures, drawn.seeds, strict=True)):
+        pixels = canvas.paste(drawn_pixels) if canvas else drawn_pixels
         file = encode_picture(pixels, output_format, recipe_of(request, index, model_digest))
         # The execution in the name: a worker that lost the job cannot overwrite what the next one wrote.
         name = f"{execution}-{index}.{file.extension}"

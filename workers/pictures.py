@@ -135,6 +135,8 @@ def infotext(recipe: Recipe) -> str:
         "Model hash": recipe["model_digest"][:_MODEL_HASH_DIGITS],
         "Model": recipe["model"],
         "Denoising strength": f"{recipe['strength']:.12g}" if "strength" in recipe else None,
+        "Mask blur": recipe.get("mask_blur"),
+        "Masked area padding": recipe.get("padding_mask_crop"),
         "Version": "denoised",
     }
     lines = [recipe["prompt"]]

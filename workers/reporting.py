@@ -92,7 +92,7 @@ class Reporting:
         took_s = time.monotonic() - now
         self._next_preview_at = now + took_s / PREVIEW_SHARE
         if pixels is not None:
-            self._previews.append((held, self._io_pool.preview(pixels)))
+            self._previews.append((held, self._io_pool.preview(pixels, held.canvas)))
 
     def _show_previews(self) -> list[HeldJob]:
         """Write the files that the pool has made; returns the jobs that are not ours any more."""

@@ -15,7 +15,7 @@ from app.answers import document_answer, preferred_wait_s, problems
 from app.documents import job_document, job_path
 from app.errors import Problem
 from app.payload import Payload, read_payload
-from app.schemas import IMAGE_TO_IMAGE_EXAMPLE, TEXT_TO_IMAGE_EXAMPLE, JobDocument
+from app.schemas import IMAGE_TO_IMAGE_EXAMPLE, INPAINTING_EXAMPLE, TEXT_TO_IMAGE_EXAMPLE, JobDocument
 from app.services import Services, ServicesHere, TenantHere, note_job
 from app.streams import wait_for_end
 from workers.board import Idempotency
@@ -36,16 +36,18 @@ _BODY: dict[str, Any] = {
             "examples": {
                 "text-to-image": {"summary": "A picture from a prompt", "value": TEXT_TO_IMAGE_EXAMPLE},
                 "image-to-image": {"summary": "A picture from a picture", "value": IMAGE_TO_IMAGE_EXAMPLE},
+                "inpainting": {"summary": "A part of a picture drawn anew", "value": INPAINTING_EXAMPLE},
             },
         },
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "description": "The same fields as texts, and `image` as a file.",
+                "description": "The same fields as texts, `image` and `mask_image` as files.",
                 "properties": {
                     "task": {"type": "string", "examples": ["image-to-image"]},
                     "prompt": {"type": "string"},
                     "image": {"type": "string", "format": "binary"},
+                    "mask_image": {"type": "string", "format": "binary"},
                     "strength": {"type": "number"},
                 },
                 "additionalProperties": True,
@@ -61,6 +63,7 @@ _PROBLEMS = problems(
     *("steps_out_of_range", "num_images_out_of_range", "model_unknown", "task_unavailable", "sampler_unknown"),
     *("noise_schedule_unknown", "image_not_base64", "image_format_unsupported", "image_broken", "image_too_large"),
     *("image_animated", "image_mode_unsupported", "upload_unknown", "idempotency_conflict", "queue_full"),
+    *("mask_missing", "mask_empty", "mask_size_mismatch"),
     *("redis_unavailable", "no_worker", "store_unavailable", "internal"),
 )
 

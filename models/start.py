@@ -1,0 +1,103 @@
+"""Where a picture begins: noise, a noised upload, or an upload with a hole.
+
+Owns what is encoded of the uploads of a request, and the order in which a picture's generator is asked, which is that
+of diffusers' pipelines. Knows nothing of steps, batches or other pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from models.autoencoder import Autoencoder, Posterior
+from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest
+from models.slot import Known
+from models.step_table import StepTable
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The uploads of one request as the pictures of that request begin with them.
+
+    image: the upload; None where nothing of it is looked at. masked: the upload with a hole where it is drawn, for a
+    network with channels for it. is_drawn: bool (1, h, w).
+    """
+
+    image: Posterior | None = None
+    masked: Posterior | None = None
+    is_drawn: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """latents: (C, h, w). extra: (1 + C, h, w), mask and masked latents. All float32 on the CPU."""
+
+    latents: Tensor
+    extra: Tensor | None = None
+    known: Known | None = None
+
+
+def encode_uploads(
+    autoencoder: Autoencoder,
+    request: PictureRequest,
+    image: Image.Image | None,
+    mask: NDArray[np.bool_] | None,
+    has_channels: bool,
+) -> Encoded:
+    """One or two encoder calls, or none without uploads.
+
+    image: RGB. mask: (height, width) of the request, True where it is drawn. has_channels: the network takes mask and
+    masked latents beside the noisy ones.
+    """
+    size = request.width, request.height
+    if isinstance(request, ImageToImageRequest):
+        assert image is not None, "image-to-image came without its upload. This is a bug."
+        return Encoded(image=autoencoder.encode(image, *size))
+    if not isinstance(request, InpaintingRequest):
+        return Encoded()
+    assert image is not None, "inpainting came without its upload. This is a bug."
+    assert mask is not None, "inpainting came without its mask. This is a bug."
+    is_drawn = _of_latents(mask, autoencoder.factor)
+    if not has_channels:
+        return Encoded(image=autoencoder.encode(image, *size), is_drawn=is_drawn)
+    begins_with_it = request.strength < 1
+    return Encoded(
+        image=autoencoder.encode(image, *size) if begins_with_it else None,
+        masked=autoencoder.encode(image, *size, hole=mask),
+        is_drawn=is_drawn,
+    )
+
+
+def start(
+    table: StepTable, encoded: Encoded, strength: float, shape: tuple[int, ...], generator: torch.Generator
+) -> Start:
+    """The start of one picture with latents of `shape`; takes its first draws from `generator`."""
+    clean = encoded.image.sample(generator) if encoded.image else None
+    noise = torch.randn(shape, generator=generator)
+    if clean is None or (encoded.is_drawn is not None and strength == 1):
+        latents = noise * table.initial_noise_scale
+    else:  # SDEdit, arXiv 2108.01073
+        latents = table.signal_scale[0].item() * clean + table.noise_scale[0].item() * noise
+    if encoded.is_drawn is None:
+        return Start(latents)
+    if encoded.masked is not None:
+        return Start(latents, extra=torch.cat([encoded.is_drawn.float(), encoded.masked.sample(generator)]))
+    # diffusers encodes the masked picture for every network, and its draw moves those of the steps.
+    torch.randn(shape, generator=generator)
+    assert clean is not None, "Blending needs the upload. This is a bug."
+    return Start(latents, known=Known(clean, noise, encoded.is_drawn))
+
+
+def _of_latents(mask: NDArray[np.bool_], factor: int) -> Tensor:
+    """bool (1, h, w): the pixel at the corner of each patch decides, as in diffusers (nearest neighbour). A mask of
+    lines so thin that no corner is met takes every patch it touches instead."""
+    corners: NDArray[np.bool_] = mask[::factor, ::factor]
+    if not corners.any():
+        height, width = mask.shape
+        corners = np.asarray(mask.reshape(height // factor, factor, width // factor, factor).any((1, 3)))
+    return torch.from_numpy(np.ascontiguousarray(corners))[None]

@@ -39,6 +39,8 @@ _FIELDS = {
     "sampler": "sampler",
     "noise_schedule": "noise_schedule",
     "strength": "strength",
+    "syntax": "prompt_syntax",
+    "clip_skip": "clip_skip",
     "mask_blur": "mask_blur",
     "crop": "padding_mask_crop",
     "model": "model",

@@ -86,6 +86,8 @@ def model_document(entry: ModelEntry, beats: Sequence[WorkerBeat]) -> ModelDocum
             max_pixels=entry.max_pixels,
             max_images=entry.max_images,
             token_limit=entry.token_limit,
+            window_tokens=entry.window_tokens,
+            max_clip_skip=entry.max_clip_skip,
             max_prompt_characters=MAX_PROMPT_CHARACTERS,
         ),
         samplers=entry.samplers,

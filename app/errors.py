@@ -16,7 +16,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     421  not under that name           host_refused
     422  understood, and refused
     ├── fields                         field_invalid  field_unknown
-    ├── prompt                         prompt_empty  prompt_too_long
+    ├── prompt                         prompt_empty  prompt_too_long  clip_skip_out_of_range
     ├── what to draw                   size_invalid  steps_out_of_range  num_images_out_of_range
     ├── with what                      model_unknown  task_unavailable  sampler_unknown  noise_schedule_unknown
     ├── uploads                        image_not_base64  image_format_unsupported  image_broken  image_too_large
@@ -115,6 +115,11 @@ def _table() -> dict[str, ErrorKind]:
         ),
         "prompt_empty": kind(422, "The prompt is empty", "Say in `prompt` what to draw."),
         "prompt_too_long": kind(422, "The prompt is too long", "Send at most 10,000 characters."),
+        "clip_skip_out_of_range": kind(
+            422,
+            "The text encoder has not that many layers to leave out",
+            "Send at most `max_clip_skip` of GET /models, or leave it out.",
+        ),
         "size_invalid": kind(
             422, "The model cannot draw this size", "Send a width and a height that GET /models allows."
         ),

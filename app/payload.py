@@ -199,7 +199,8 @@ def _text(data: bytes, what: str) -> str:
 
 _FORM_INTEGERS = frozenset(
     {
-        *("width", "height", "num_inference_steps", "seed", "num_images", "mask_blur", "padding_mask_crop"),
+        *("width", "height", "num_inference_steps", "seed", "num_images", "clip_skip"),
+        *("mask_blur", "padding_mask_crop"),
         *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
     }
 )

@@ -106,6 +106,8 @@ def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
         "guidance_scale": _or(body.guidance_scale, entry.defaults.guidance_scale),
         "sampler": sampler.name,
         "noise_schedule": noise_schedule,
+        "prompt_syntax": body.prompt_syntax,
+        "clip_skip": _resolve_clip_skip(body, entry),
         "seed": _or(body.seed, secrets.randbelow(SEED_RANGE)),
         "num_images": body.num_images,
     }
@@ -126,6 +128,15 @@ def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
         outpaint_right=body.outpaint_right,
         outpaint_bottom=body.outpaint_bottom,
     )
+
+
+def _resolve_clip_skip(body: AnyBody, entry: ModelEntry) -> int:
+    if body.clip_skip is None:
+        return entry.defaults.clip_skip
+    if not 0 <= body.clip_skip <= entry.max_clip_skip:
+        what = f"{entry.name} can leave out 0 to {entry.max_clip_skip} layers, not {_number(body.clip_skip)}."
+        raise field_problem("clip_skip_out_of_range", "clip_skip", what)
+    return body.clip_skip
 
 
 def _resolve_strength(given: float | None, default: float, steps: int) -> float:

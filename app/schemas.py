@@ -13,7 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from app.uploads import MaskConvention
-from models.request import MAX_OUTPAINT, MAX_SEED, ImageToImageRequest, InpaintingRequest, TextToImageRequest
+from models.request import (
+    MAX_OUTPAINT,
+    MAX_SEED,
+    ImageToImageRequest,
+    InpaintingRequest,
+    PromptSyntax,
+    TextToImageRequest,
+)
 from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings
 
 MAX_PROMPT_CHARACTERS = 10_000
@@ -77,6 +84,17 @@ class PictureBody(Wire):
     )
     noise_schedule: str | None = Field(
         None, max_length=200, description="One of the sampler's noise schedules of GET /models."
+    )
+    prompt_syntax: PromptSyntax = Field(
+        "a1111",
+        description="How prompts are read. `a1111`: `(word)`, `(word:1.3)` and `[word]` weigh words, `BREAK` begins a"
+        " new window, long prompts are read in several windows. `plain`: brackets are text, and what exceeds one window"
+        " is cut with a warning.",
+    )
+    clip_skip: int | None = Field(
+        None,
+        description="Layers of the text encoder to leave out at its end, within the model's limit. 1 is what other"
+        " tools call clip skip 2.",
     )
     seed: int | None = Field(
         None,
@@ -296,6 +314,8 @@ class LimitsDocument(Document):
     max_pixels: int = Field(description="Width times height.")
     max_images: int
     token_limit: int = Field(description="Tokens of a prompt that the network sees; the rest is cut with a warning.")
+    window_tokens: int = Field(description="Of them those that are read at once; all that a `plain` prompt has.")
+    max_clip_skip: int = Field(description="Layers of the text encoder that can be left out.")
     max_prompt_characters: int
 
 

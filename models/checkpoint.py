@@ -65,6 +65,7 @@ class Defaults(BaseModel):
     sampler: str
     noise_schedule: str = "default"
     strength: float = Field(0.8, gt=0, le=1)
+    clip_skip: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,14 @@ class Checkpoint:
     @property
     def token_limit(self) -> int:
         return self.conditioner.token_limit
+
+    @property
+    def window_tokens(self) -> int:
+        return self.conditioner.window_tokens
+
+    @property
+    def max_clip_skip(self) -> int:
+        return self.conditioner.max_clip_skip
 
     @property
     def max_pixels(self) -> int:

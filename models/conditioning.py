@@ -1,85 +1,246 @@
 """Prompts into what cross-attention reads (arXiv 2112.10752, equation of section 3.3: tau_theta(y)).
 
-Owns tokenizing, the token limit, the warning about what was cut, and a cache of encoded prompts. Knows nothing of
-requests, guidance or batches.
+Owns tokenizing, windows, weights, the token limit, the warning about what was cut, and a cache of encoded windows.
+Knows nothing of requests, guidance or batches.
+
+A text encoder reads one window of tokens. A longer prompt is read in several, each framed and encoded alone, laid
+behind each other: the way of the AUTOMATIC1111 web UI, whose weights are these, too.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.prompt_weights import Passage, plain, read_weights
+from models.request import PromptSyntax
+
+MOST_WINDOWS = 8
 _ENCODE_AT_ONCE = 16
+_COMMA_WITHIN = 20
+"""A window that is full ends behind a comma instead, if there is one among so many tokens before its end."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """clip_skip: layers of the text encoder that are left out at its end, counted as diffusers counts them (1 is the
+    "2" of other tools)."""
+
+    syntax: PromptSyntax = "plain"
+    clip_skip: int = 0
+
+
+PLAIN = PromptOptions()
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tokens of one window, those that frame it and padding included, and how strongly each counts; the first
+    `num_used` are not padding."""
+
+    tokens: tuple[int, ...]
+    weights: tuple[float, ...]
+    num_used: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt as it is read. num_tokens: of the whole prompt. left_out: what was cut of it, or None."""
+
+    windows: tuple[Window, ...]
+    num_tokens: int
+    left_out: str | None
+
+
+@dataclass(frozen=True)
+class _Token:
+    id: int
+    weight: float
+    passage: int
+    start: int
+    """Of its text in the passage."""
 
 
 class TextConditioner:
     """A tokenizer and a CLIP-style text encoder.
 
-    Encodes each distinct prompt once and keeps the newest `cache_size` results, so a repeated prompt (and the
+    Encodes each distinct window once and keeps the newest `cache_size` results, so a repeated prompt (and the
     empty negative one) costs nothing. Not safe for threads: the engine's loop owns it.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: Any, cache_size: int = 512) -> None:
+    def __init__(
+        self, tokenizer: Any, text_encoder: Any, cache_size: int = 512, most_windows: int = MOST_WINDOWS
+    ) -> None:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
         self._cache_size = cache_size
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple[Window, int], Tensor] = OrderedDict()
+        self._most_windows = most_windows
         positions = text_encoder.config.max_position_embeddings
         # A tokenizer saved without a limit reports a huge one.
-        self._window = int(min(tokenizer.model_max_length, positions))
-        self._frame = tokenizer.num_special_tokens_to_add(pair=False)
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of one encoded prompt, padding included."""
-        return self._window
+        self._length = int(min(tokenizer.model_max_length, positions))
+        self._frame = _frame_of(tokenizer)
+        self.window_tokens = self._length - sum(map(len, self._frame))
+        """Tokens of a prompt that one window holds, without those that frame it."""
+        comma = tokenizer(",", add_special_tokens=False).input_ids
+        self._comma = comma[-1] if comma else None
+        self.read = lru_cache(maxsize=4096)(self._read)
 
     @property
     def token_limit(self) -> int:
-        """Tokens of a prompt that reach the network, without those that frame it."""
-        return self._window - self._frame
+        """Tokens of a prompt that reach the network, without those that frame its windows."""
+        return self._most_windows * self.window_tokens
 
-    def warn_of_cut(self, prompt: str, name: str = "prompt") -> str | None:
+    @property
+    def max_clip_skip(self) -> int:
+        """Layers of the text encoder that can be left out."""
+        return int(self._text_encoder.config.num_hidden_layers) - 1
+
+    def context_length(self, prompts: Sequence[str] = ("",), syntax: PromptSyntax = "plain") -> int:
+        """Tokens, padding included, of these prompts encoded together: those of the longest."""
+        return self._length * max(len(self.read(prompt, syntax).windows) for prompt in prompts)
+
+    def warn_of_cut(self, prompt: str, name: str = "prompt", syntax: PromptSyntax = "plain") -> str | None:
         """A sentence naming the part of `prompt` behind the token limit, or None when all of it is read; `name` is
         what the sentence calls it."""
-        tokens = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        count = len(tokens.input_ids)
-        if count <= self.token_limit:
+        reading = self.read(prompt, syntax)
+        if reading.left_out is None:
             return None
-        cut = prompt[tokens.offset_mapping[self.token_limit][0] :].strip()
+        limit = self.window_tokens if syntax == "plain" else self.token_limit
         return (
-            f"The {name} has {count} tokens and this model reads {self.token_limit}; this part was not read: {cut!r}."
+            f"The {name} has {reading.num_tokens} tokens and this model reads {limit};"
+            f" this part was not read: {reading.left_out!r}."
         )
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Last hidden states after the final layer norm, one (context_length, width) tensor a prompt.
+    def encode(self, prompts: Sequence[str], options: PromptOptions = PLAIN) -> list[Tensor]:
+        """One (context_length, width) tensor a prompt: hidden states after the final layer norm, weighted.
 
-        Prompts that are not cached are encoded together.
+        All have the length of the longest; behind a shorter one come empty windows. Windows that are not cached are
+        encoded together.
         """
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        fresh: dict[str, Tensor] = {}
+        readings = [self.read(prompt, options.syntax) for prompt in prompts]
+        count = max(len(reading.windows) for reading in readings)
+        empty = self.read("", options.syntax).windows
+        windows = [reading.windows + (count - len(reading.windows)) * empty for reading in readings]
+        states = self._encode_windows([window for own in windows for window in own], options.clip_skip)
+        return [torch.cat(states[start : start + count]) for start in range(0, len(states), count)]
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _read(self, prompt: str, syntax: PromptSyntax) -> Reading:
+        passages = plain(prompt) if syntax == "plain" else read_weights(prompt)
+        split: list[list[_Token]] = [[]]
+        for number, passage in enumerate(passages):
+            if passage.begins_window:
+                split.append([])
+            tokens = self._tokens_of(passage, number)
+            if syntax == "plain":
+                split = [tokens[: self.window_tokens], tokens[self.window_tokens :]]
+            else:
+                split[-1:] = _split(split[-1] + tokens, self.window_tokens, self._comma)
+        most = 1 if syntax == "plain" else self._most_windows
+        cut = [token for window in split[most:] for token in window]
+        return Reading(
+            windows=tuple(self._framed(window) for window in split[:most]),
+            num_tokens=sum(len(window) for window in split),
+            left_out=_text_from(passages, cut[0]) if cut else None,
+        )
+
+    def _tokens_of(self, passage: Passage, number: int) -> list[_Token]:
+        found = self._tokenizer(passage.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        pairs = zip(found.input_ids, found.offset_mapping, strict=True)
+        return [_Token(token, passage.weight, number, start) for token, (start, _) in pairs]
+
+    def _framed(self, tokens: list[_Token]) -> Window:
+        spare = self.window_tokens - len(tokens)
+        before, behind = self._frame
+        return Window(
+            (*before, *(token.id for token in tokens), *behind, *spare * [self._tokenizer.pad_token_id]),
+            (*len(before) * [1.0], *(token.weight for token in tokens), *(len(behind) + spare) * [1.0]),
+            num_used=self._length - spare,
+        )
+
+    # --- encoding -----------------------------------------------------------------------------------------------------
+
+    def _encode_windows(self, windows: Sequence[Window], clip_skip: int) -> list[Tensor]:
+        """(T, D) each."""
+        missing = [window for window in dict.fromkeys(windows) if (window, clip_skip) not in self._cache]
+        fresh: dict[Window, Tensor] = {}
         for start in range(0, len(missing), _ENCODE_AT_ONCE):
             chunk = missing[start : start + _ENCODE_AT_ONCE]
-            fresh.update(zip(chunk, self._encode_chunk(chunk), strict=True))
-        encoded = [fresh[prompt] if prompt in fresh else self._cache[prompt] for prompt in prompts]
-        for prompt, states in zip(prompts, encoded, strict=True):
-            self._cache[prompt] = states
-            self._cache.move_to_end(prompt)
+            fresh.update(zip(chunk, self._encode_chunk(chunk, clip_skip), strict=True))
+        encoded = [fresh[window] if window in fresh else self._cache[window, clip_skip] for window in windows]
+        for window, states in zip(windows, encoded, strict=True):
+            self._cache[window, clip_skip] = states
+            self._cache.move_to_end((window, clip_skip))
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return encoded
 
-    def _encode_chunk(self, prompts: list[str]) -> list[Tensor]:
-        tokens = self._tokenizer(
-            prompts, padding="max_length", max_length=self._window, truncation=True, return_tensors="pt"
-        )
-        device = self._text_encoder.device
-        uses_mask = getattr(self._text_encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(device) if uses_mask else None
-        states = self._text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]  # (N, T, D)
-        return list(states.unbind(0))
+    def _encode_chunk(self, windows: Sequence[Window], clip_skip: int) -> list[Tensor]:
+        encoder, device = self._text_encoder, self._text_encoder.device
+        tokens = torch.tensor([window.tokens for window in windows], device=device)
+        mask = None
+        if getattr(encoder.config, "use_attention_mask", False):
+            used = torch.tensor([window.num_used for window in windows], device=device)
+            mask = (torch.arange(self._length, device=device)[None] < used[:, None]).long()  # (N, T)
+        found = encoder(tokens, attention_mask=mask, output_hidden_states=clip_skip > 0)
+        states = found[0]  # (N, T, D)
+        if clip_skip:
+            # Since transformers 5 a CLIPTextModel is flat; with a projection it still is not.
+            norm = getattr(encoder, "text_model", encoder).final_layer_norm
+            states = norm(found.hidden_states[-1 - clip_skip])
+        return [_weighted(own, window.weights) for own, window in zip(states.unbind(0), windows, strict=True)]
+
+
+def _frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind a prompt."""
+    inner = tokenizer("a", add_special_tokens=False).input_ids
+    framed = tokenizer("a").input_ids
+    start = next(i for i in range(len(framed)) if framed[i : i + len(inner)] == inner)
+    return framed[:start], framed[start + len(inner) :]
+
+
+def _split(tokens: list[_Token], size: int, comma: int | None) -> list[list[_Token]]:
+    """Windows of at most `size` tokens; where one is full it ends behind its last comma, if that is near."""
+    windows: list[list[_Token]] = [[]]
+    last_comma: int | None = None
+    for token in tokens:
+        current = windows[-1]
+        is_full = len(current) == size
+        if token.id == comma and not is_full:
+            last_comma = len(current)
+        if is_full:
+            is_near = last_comma is not None and token.id != comma and size - last_comma <= _COMMA_WITHIN
+            kept = last_comma + 1 if is_near and last_comma is not None else size
+            windows[-1:] = [current[:kept], current[kept:]]
+            last_comma = None
+            if len(windows[-1]) == size:  # a comma right at the start moved nothing
+                windows.append([])
+        windows[-1].append(token)
+    return windows
+
+
+def _text_from(passages: Sequence[Passage], token: _Token) -> str:
+    first = passages[token.passage].text[token.start :]
+    return (first + "".join(passage.text for passage in passages[token.passage + 1 :])).strip()
+
+
+def _weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
+    """(T, D) times its weights, with the mean brought back to what it was, as the web UI does."""
+    if all(weight == 1 for weight in weights):
+        return states
+    factors = torch.tensor(weights, device=states.device, dtype=states.dtype)
+    weighted = states * factors[:, None]
+    before, after = states.float().mean().item(), weighted.float().mean().item()
+    # Some encoders have a mean near zero, and their ratio means nothing. Where all signs are the same, weights cannot
+    # change it by more than these bounds.
+    low, high = 1 / max(1.0, *weights), 1 / max(0.1, min(1.0, *weights))
+    return weighted * (min(max(before / after, low), high) if after else 1.0)

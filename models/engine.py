@@ -23,6 +23,7 @@ from PIL import Image
 from models.batch import step_together
 from models.capacity import Capacity, measure_rows
 from models.checkpoint import Checkpoint
+from models.conditioning import PromptOptions
 from models.decode_queue import DecodeQueue
 from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
@@ -241,25 +242,27 @@ class Engine:
 
     def _encode_prompts_together(self, jobs: Sequence[_Job]) -> None:
         """Fill the embedding caches with one encoder call a model; a failure shows when the job itself is prepared."""
-        prompts: dict[str, tuple[Checkpoint, list[str]]] = {}
+        alike: dict[tuple[str, PromptOptions], list[_Job]] = {}
         for job in jobs:
-            prompts.setdefault(job.checkpoint.name, (job.checkpoint, []))[1].extend(_prompts_of(job.request))
-        for checkpoint, texts in prompts.values():
+            alike.setdefault((job.checkpoint.name, _prompt_options(job.request)), []).append(job)
+        for (name, options), same in alike.items():
+            prompts = [prompt for job in same for prompt in _prompts_of(job.request)]
             try:
-                checkpoint.conditioner.encode(texts)
+                same[0].checkpoint.conditioner.encode(prompts, options)
             except RuntimeError as error:
                 if is_sticky(error):
                     raise
-                log.warning("prompts could not be encoded together", model=checkpoint.name, error=str(error))
+                log.warning("prompts could not be encoded together", model=name, error=str(error))
 
     def _prepare(self, job: _Job) -> Event:
         request, checkpoint = job.request, job.checkpoint
         table = step_table_of(request, checkpoint)
+        options = _prompt_options(request)
         warnings = [
-            checkpoint.conditioner.warn_of_cut(text, name)
+            checkpoint.conditioner.warn_of_cut(text, name, options.syntax)
             for text, name in zip(_prompts_of(request), ("prompt", "negative prompt"), strict=False)
         ]
-        states = checkpoint.conditioner.encode(_prompts_of(request))
+        states = checkpoint.conditioner.encode(_prompts_of(request), options)
         conditioning = Conditioning(states[0], states[1] if request.has_guidance else None, request.guidance_scale)
         has_channels = checkpoint.denoiser.extra_channels > 0
         encoded = encode_uploads(checkpoint.autoencoder, request, job.image, job.mask, has_channels)
@@ -461,11 +464,16 @@ _TOO_LARGE = "The picture does not fit into the device's memory even alone; ask 
 def _group_key(request: PictureRequest, checkpoint: Checkpoint) -> GroupKey:
     factor = checkpoint.autoencoder.factor
     shape = (checkpoint.denoiser.latent_channels, request.height // factor, request.width // factor)
-    return GroupKey(checkpoint.name, shape, checkpoint.conditioner.context_length)
+    context_length = checkpoint.conditioner.context_length(_prompts_of(request), request.prompt_syntax)
+    return GroupKey(checkpoint.name, shape, context_length)
 
 
 def _rows_of(request: PictureRequest) -> int:
     return request.num_images * (2 if request.has_guidance else 1)
+
+
+def _prompt_options(request: PictureRequest) -> PromptOptions:
+    return PromptOptions(request.prompt_syntax, request.clip_skip)
 
 
 def _prompts_of(request: PictureRequest) -> list[str]:

@@ -21,6 +21,11 @@ SIZE_MULTIPLE = 8
 """Pixels: widths and heights are multiples of the autoencoder's factor (arXiv 2112.10752, section 3.1, f = 8)."""
 
 
+PromptSyntax = Literal["plain", "a1111"]
+"""plain: text, one window of tokens, the rest is cut, as in diffusers. a1111: brackets weigh words, and a prompt takes
+as many windows as it needs."""
+
+
 def fold_name(name: str) -> str:
     """The name of a sampler or noise schedule as catalogues write it: `DPM++ 2M Karras` is `dpmpp_2m_karras`."""
     return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
@@ -42,6 +47,9 @@ class PictureRequest(BaseModel):
     """Classifier-free guidance (arXiv 2207.12598); 1 or less switches it off and halves the cost."""
     sampler: str
     noise_schedule: str
+    prompt_syntax: PromptSyntax = "a1111"
+    clip_skip: int = Field(0, ge=0)
+    """Layers of the text encoder left out at its end, as diffusers counts them."""
     seed: int = Field(ge=0, le=MAX_SEED)
     num_images: int = Field(ge=1)
 

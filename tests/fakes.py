@@ -30,7 +30,9 @@ class FakeCheckpoint:
     )
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"
-    token_limit: int = 75
+    token_limit: int = 600
+    window_tokens: int = 75
+    max_clip_skip: int = 11
     min_size: int = 8
     max_size: int = 512
     max_pixels: int = 512 * 512

@@ -53,7 +53,9 @@ ENTRY = ModelEntry(
     max_size=256,
     max_pixels=192 * 192,
     max_images=4,
-    token_limit=75,
+    token_limit=600,
+    window_tokens=75,
+    max_clip_skip=11,
     samplers=(
         SamplerEntry(name="euler", description="Euler", noise_schedules=ALL_SCHEDULES, max_steps=999),
         SamplerEntry(name="dpmpp_2m", description="DPM", noise_schedules=ALL_SCHEDULES, max_steps=999),

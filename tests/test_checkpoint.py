@@ -40,7 +40,8 @@ def test_a_directory_in_diffusers_layout_is_loaded_with_its_own_defaults(origina
     checkpoint = load_checkpoint("tiny", str(original), CPU)
     assert (checkpoint.defaults.width, checkpoint.defaults.height) == (64, 64)
     assert checkpoint.defaults.sampler == "pndm"
-    assert checkpoint.token_limit == CONTEXT - 2
+    assert (checkpoint.window_tokens, checkpoint.token_limit) == (CONTEXT - 2, 8 * (CONTEXT - 2))
+    assert checkpoint.max_clip_skip == 1
     assert checkpoint.prediction_type == "epsilon"
     assert (checkpoint.device, checkpoint.dtype) == ("cpu", "float32")
     assert checkpoint.size_bytes > 3_000_000
@@ -133,7 +134,7 @@ def test_a_hub_model_is_loaded_from_the_local_cache_by_its_id(
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert load_checkpoint("tiny", "someone/tiny", CPU).token_limit == CONTEXT - 2
+    assert load_checkpoint("tiny", "someone/tiny", CPU).window_tokens == CONTEXT - 2
 
 
 def test_only_what_is_read_is_fetched_from_the_hub() -> None:

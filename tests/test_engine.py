@@ -514,7 +514,7 @@ def test_room_is_counted_in_rows_of_one_shape(checkpoint: Checkpoint) -> None:
 
 def test_a_cut_prompt_is_named_in_the_warnings(checkpoint: Checkpoint) -> None:
     engine = Engine()
-    engine.admit("long", make_request("abcdefghij klmnopqrst uvwxyz", num_inference_steps=1), checkpoint)
+    engine.admit("long", make_request("abcdefghij " * 16 + "uvwxyz", num_inference_steps=1), checkpoint)
     prepared = engine.step()[0]
     assert isinstance(prepared, Prepared)
     assert len(prepared.warnings) == 1
@@ -560,3 +560,30 @@ def test_two_models_share_an_engine_and_keep_their_own_pictures(checkpoint: Chec
     assert difference(events["a"].pictures[0], draw_alone(checkpoint, make_request())) <= TOLERANCE
     assert difference(events["b"].pictures[0], draw_alone(other, make_request(model="other"))) <= TOLERANCE
     assert difference(events["a"].pictures[0], events["b"].pictures[0]) > 20
+
+
+def test_prompts_of_any_length_are_drawn_beside_each_other(checkpoint: Checkpoint) -> None:
+    """Their contexts differ in length, so they take turns; each is the picture it would be alone."""
+    long = "a cat on a wall beside a dog on a mat under a lamp"
+    requests = {
+        "short": make_request("a cat"),
+        "weighted": make_request("a (cat:1.4)"),
+        "long": make_request(long, negative_prompt="blurry"),
+        "long negative": make_request("a cat", negative_prompt=long),
+        "plain": make_request(long, prompt_syntax="plain"),
+        "skipped": make_request("a cat", clip_skip=1),
+    }
+    engine = Engine(EngineSettings(prepare_at_once=16))
+    for name, request in requests.items():
+        engine.admit(name, request, checkpoint)
+    events = run_to_end(engine)
+    together = drawn(events)
+    assert [event.job_id for event in events if isinstance(event, Prepared) and event.warnings] == ["plain"]
+    alone = {}
+    for name, request in requests.items():
+        engine = Engine()
+        engine.admit(name, request, checkpoint)
+        alone[name] = drawn(run_to_end(engine))[name].pictures[0].astype(int)
+        assert np.abs(together[name].pictures[0].astype(int) - alone[name]).max() <= TOLERANCE
+    for name in ("weighted", "long", "long negative", "skipped"):
+        assert np.abs(alone[name] - alone["short"]).max() > 20, f"{name} must matter"

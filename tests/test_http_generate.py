@@ -49,6 +49,8 @@ async def test_a_prompt_is_enough_and_every_default_is_told(redis_url, store, wo
         "sampler": "dpmpp_2m",
         "noise_schedule": "karras",
         "num_images": 1,
+        "prompt_syntax": "a1111",
+        "clip_skip": 0,
         "output_format": "png",
         "previews": False,
         "priority": "normal",

@@ -16,6 +16,7 @@ import redis
 from app.main import create_app
 from app.routes.reference import STATIC
 from app.settings import ApiSettings
+from models.request import TASKS
 from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, client_of, serving, settings_for
 from workers.contract import key
 from workers.store import LocalStore
@@ -188,7 +189,9 @@ async def test_models_tell_what_they_can_do(redis_url, store, worker) -> None:
         "max_size": 256,
         "max_pixels": 36864,
         "max_images": 4,
-        "token_limit": 75,
+        "token_limit": 600,
+        "window_tokens": 75,
+        "max_clip_skip": 11,
         "max_prompt_characters": 10_000,
     }
     assert [(sampler["name"], sampler["min_steps"], sampler["max_steps"]) for sampler in model["samplers"]] == [
@@ -291,13 +294,13 @@ def _openapi() -> dict[str, Any]:
     return create_app(ApiSettings(redis_url="redis://127.0.0.1:1/0", data_dir=Path("/nonexistent"))).openapi()
 
 
-def test_openapi_is_whole_and_names_both_tasks_with_examples() -> None:
+def test_openapi_is_whole_and_names_every_task_with_an_example() -> None:
     document = _openapi()
     schemas = document["components"]["schemas"]
     content = document["paths"]["/generate"]["post"]["requestBody"]["content"]
-    assert set(content["application/json"]["examples"]) == {"text-to-image", "image-to-image"}
+    assert set(content["application/json"]["examples"]) == set(TASKS)
     assert schemas["GenerateBody"]["discriminator"]["propertyName"] == "task"
-    for name in ("TextToImageBody", "ImageToImageBody", "JobDocument"):
+    for name in ("TextToImageBody", "ImageToImageBody", "InpaintingBody", "JobDocument"):
         assert schemas[name]["additionalProperties"] is False
 
     def references(value: object) -> set[str]:

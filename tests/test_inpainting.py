@@ -77,7 +77,7 @@ def slot_of(checkpoint: Checkpoint, request: InpaintingRequest, mask: np.ndarray
     states = checkpoint.conditioner.encode([request.prompt, ""])
     conditioning = Conditioning(states[0], states[1], request.guidance_scale, begun.extra)
     registers = torch.zeros(table.num_registers, *SHAPE)
-    key = GroupKey(checkpoint.name, SHAPE, checkpoint.conditioner.context_length)
+    key = GroupKey(checkpoint.name, SHAPE, checkpoint.conditioner.context_length())
     return Slot("job", 0, key, table, conditioning, generator, begun.latents, registers, begun.known)
 
 

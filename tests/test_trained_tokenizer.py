@@ -75,7 +75,8 @@ def pipeline(folder: Path) -> Any:
 
 
 def test_the_window_is_the_tokenizers_and_two_tokens_frame_a_prompt(checkpoint: Checkpoint, tokenizer: Any) -> None:
-    assert (checkpoint.conditioner.context_length, checkpoint.token_limit) == (CONTEXT, CONTEXT - 2)
+    conditioner = checkpoint.conditioner
+    assert (conditioner.context_length(), conditioner.window_tokens) == (CONTEXT, CONTEXT - 2)
     assert len(tokenizer) == PIECES + 2
     assert len(tokenizer.tokenize("a red apple")) < len("a red apple") / 2, "it must have learned some pieces"
 
@@ -132,6 +133,7 @@ def test_the_engine_draws_what_diffusers_draws_of_any_script(
     request = TextToImageRequest(
         model="nine",
         prompt=prompt,
+        prompt_syntax="plain",
         width=SIDE,
         height=SIDE,
         num_inference_steps=4,

@@ -230,6 +230,7 @@ class ModelDefaults(Value):
     sampler: str
     noise_schedule: str
     strength: float = 0.8
+    clip_skip: int = 0
 
 
 class ModelEntry(Value):
@@ -246,7 +247,11 @@ class ModelEntry(Value):
     """Pixels a picture."""
     max_images: int
     token_limit: int
-    """Tokens of a prompt that reach the network, without the two that frame it."""
+    """Tokens of a prompt that reach the network, without those that frame its windows."""
+    window_tokens: int
+    """Of them those that one window holds."""
+    max_clip_skip: int = 0
+    """Layers of the text encoder that can be left out."""
     samplers: tuple[SamplerEntry, ...]
     sampler_aliases: dict[str, tuple[str, str]] = {}
     """Alias -> (sampler, noise schedule)."""

@@ -132,6 +132,7 @@ def infotext(recipe: Recipe) -> str:
         "CFG scale": f"{recipe['guidance_scale']:.12g}",
         "Seed": recipe["seed"],
         "Size": f"{recipe['width']}x{recipe['height']}",
+        "Clip skip": recipe["clip_skip"] + 1 if recipe.get("clip_skip") else None,
         "Model hash": recipe["model_digest"][:_MODEL_HASH_DIGITS],
         "Model": recipe["model"],
         "Denoising strength": f"{recipe['strength']:.12g}" if "strength" in recipe else None,

@@ -63,7 +63,7 @@ _PROBLEMS = problems(
     *("steps_out_of_range", "num_images_out_of_range", "model_unknown", "task_unavailable", "sampler_unknown"),
     *("noise_schedule_unknown", "image_not_base64", "image_format_unsupported", "image_broken", "image_too_large"),
     *("image_animated", "image_mode_unsupported", "upload_unknown", "idempotency_conflict", "queue_full"),
-    *("mask_missing", "mask_empty", "mask_size_mismatch"),
+    *("mask_missing", "mask_empty", "mask_size_mismatch", "clip_skip_out_of_range"),
     *("redis_unavailable", "no_worker", "store_unavailable", "internal"),
 )
 

@@ -36,6 +36,7 @@ _FIELDS = {
     "steps": "num_inference_steps",
     "seed": "seed",
     "guidance": "guidance_scale",
+    "guidance_rescale": "guidance_rescale",
     "sampler": "sampler",
     "noise_schedule": "noise_schedule",
     "strength": "strength",

@@ -148,6 +148,8 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
         " same seed draws the same picture. Left out: drawn, and printed")  # fmt: skip
     add("--guidance", type=_finite, metavar="G", help="how strongly to follow the prompt: 1 switches it off and halves"
         " the time, 3 to 8 suit most models, more looks burnt")  # fmt: skip
+    add("--guidance-rescale", type=_finite, metavar="R", help="0 to 1, against burnt colours at high guidance: 0.7 is"
+        " usual. Leave it out unless colours are burnt")  # fmt: skip
     add("--sampler", type=_text, metavar="NAME", help="how the steps are taken; `denoised models` lists the names. The"
         " model's own choice is good; *_ancestral and *_sde samplers vary more")  # fmt: skip
     add("--noise-schedule", type=_text, metavar="NAME", help="how noise is spread over the steps: default, karras"

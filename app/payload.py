@@ -204,7 +204,7 @@ _FORM_INTEGERS = frozenset(
         *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
     }
 )
-_FORM_NUMBERS = frozenset({"guidance_scale", "strength"})
+_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
 _FORM_BOOLEANS = frozenset({"previews"})
 
 

@@ -104,6 +104,7 @@ def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
         "height": height,
         "num_inference_steps": steps,
         "guidance_scale": _or(body.guidance_scale, entry.defaults.guidance_scale),
+        "guidance_rescale": _or(body.guidance_rescale, entry.defaults.guidance_rescale),
         "sampler": sampler.name,
         "noise_schedule": noise_schedule,
         "prompt_syntax": body.prompt_syntax,

@@ -79,6 +79,9 @@ class PictureBody(Wire):
     guidance_scale: float | None = Field(
         None, ge=0, le=100, description="How strongly to follow the prompt. 1 or less switches guidance off."
     )
+    guidance_rescale: float | None = Field(
+        None, ge=0, le=1, description="Against burnt colours at high guidance: 0 is off, 0.7 what its paper advises."
+    )
     sampler: str | None = Field(
         None, max_length=200, description="A sampler or alias of GET /models, such as dpmpp_2m_karras."
     )

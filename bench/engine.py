@@ -144,7 +144,8 @@ class Stopwatch:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.total_s = 0.0
         self._started = 0.0
-        modules = (checkpoint.denoiser._unet, checkpoint.conditioner._text_encoder, checkpoint.autoencoder._vae.decoder)
+        encoders = [encoder.network for encoder in checkpoint.conditioner.encoders]
+        modules = (checkpoint.denoiser._unet, *encoders, checkpoint.autoencoder._vae.decoder)
         self._handles = [module.register_forward_pre_hook(self._start) for module in modules]
         self._handles += [module.register_forward_hook(self._stop) for module in modules]
 

@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from bench.engine import make_requests
+from models.capacity import trial_rows
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import choose_placement
 from models.engine import Drawn, Engine
@@ -29,14 +30,11 @@ from workers.settings import BUNDLED_SOURCE
 
 def call_ms(checkpoint: Checkpoint, rows: int) -> float:
     """Median milliseconds of a UNet call of `rows` rows."""
-    side, device = checkpoint.denoiser.sample_size, checkpoint.denoiser.device
-    latents = torch.randn(rows, checkpoint.denoiser.latent_channels, side, side, device=device)
-    timesteps = torch.full((rows,), 500.0, device=device)
-    context = checkpoint.conditioner.encode([""])[0].expand(rows, -1, -1)
+    trial = trial_rows(checkpoint, rows, checkpoint.denoiser.sample_size)
     times = []
     for _ in range(10):
         started = time.perf_counter()
-        checkpoint.denoiser.predict(latents, timesteps, context).sum().item()
+        checkpoint.denoiser.predict(trial).sum().item()
         times.append(1000 * (time.perf_counter() - started))
     return statistics.median(times[2:])
 

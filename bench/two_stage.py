@@ -24,25 +24,24 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.engine import seconds
+from models.capacity import trial_rows
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.denoiser import Rows
 from models.device import choose_placement
 from workers.settings import BUNDLED_SOURCE
 
 FACTORS = (8, 4, 1)
 
 
-def inputs_at(checkpoint: Checkpoint, factor: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Arguments of `Denoiser.predict` for pictures of the model's size that were shrunk by `factor` a side."""
-    side, device = checkpoint.defaults.width // factor, checkpoint.denoiser.device
-    latents = torch.randn(rows, checkpoint.denoiser.latent_channels, side, side, device=device)
-    context = checkpoint.conditioner.encode([""])[0].expand(rows, -1, -1)
-    return latents, torch.full((rows,), 500.0, device=device), context
+def inputs_at(checkpoint: Checkpoint, factor: int, rows: int) -> Rows:
+    """Rows of pictures of the model's size that were shrunk by `factor` a side."""
+    return trial_rows(checkpoint, rows, checkpoint.defaults.width // factor)
 
 
 def gflop_a_row(checkpoint: Checkpoint, factor: int) -> float:
     """Billions of multiplications and additions of one row of the UNet."""
     with FlopCounterMode(display=False) as counter:
-        checkpoint.denoiser.predict(*inputs_at(checkpoint, factor, 1))
+        checkpoint.denoiser.predict(inputs_at(checkpoint, factor, 1))
     return counter.get_total_flops() / 1e9
 
 
@@ -55,9 +54,9 @@ def gflop_of_decoding(checkpoint: Checkpoint) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def call(checkpoint: Checkpoint, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+def call(checkpoint: Checkpoint, inputs: Rows) -> None:
     """One forward call, waited for."""
-    checkpoint.denoiser.predict(*inputs).sum().item()
+    checkpoint.denoiser.predict(inputs).sum().item()
 
 
 def measure(checkpoint: Checkpoint, rows: int, repeats: int) -> list[dict[str, Any]]:

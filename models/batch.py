@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.denoiser import Denoiser
+from models.denoiser import Denoiser, Rows
 from models.slot import Slot
 from models.step_table import advance
 
@@ -49,28 +49,49 @@ def step_together(denoiser: Denoiser, slots: Sequence[Slot], rows_at_once: int |
 def _guided_outputs(denoiser: Denoiser, ordered: Sequence[Slot], latents: Tensor, rows_at_once: int | None) -> Tensor:
     """Outputs (B, C, h, w), with classifier-free guidance u + w (c - u) (arXiv 2207.12598) where there is some."""
     guided = sum(slot.conditioning.negative is not None for slot in ordered)
-    scales = torch.stack([slot.table.input_scale[slot.step] for slot in ordered]).to(latents.device)
-    timesteps = torch.stack([slot.table.timesteps[slot.step] for slot in ordered]).to(latents.device)
-    scaled = latents * scales[:, None, None, None]
-    rows = torch.cat([scaled[:guided], scaled])  # (guided + B, C, h, w)
-    timesteps = torch.cat([timesteps[:guided], timesteps])
-    context = torch.stack(_contexts(ordered))  # (guided + B, T, D)
-    own = [slot.conditioning.extra for slot in ordered]
-    extras = own[:guided] + own
-    size = rows_at_once or len(rows)
-    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-    outputs = torch.cat([denoiser.predict(rows[part], timesteps[part], context[part], extras[part]) for part in parts])
+    rows = _rows(ordered, guided, latents)
+    outputs = torch.cat([denoiser.predict(part) for part in rows.split(rows_at_once or len(rows))])
     if not guided:
         return outputs
     weights = torch.tensor([slot.conditioning.guidance_scale for slot in ordered[:guided]], device=outputs.device)
     negative, positive = outputs[:guided], outputs[guided : 2 * guided]
     mixed = negative + weights[:, None, None, None] * (positive - negative)
+    phis = [slot.conditioning.guidance_rescale for slot in ordered[:guided]]
+    if any(phis):
+        mixed = _rescaled(mixed, positive, torch.tensor(phis, device=outputs.device))
     return torch.cat([mixed, outputs[2 * guided :]])
 
 
-def _contexts(ordered: Sequence[Slot]) -> list[Tensor]:
-    negatives = [slot.conditioning.negative for slot in ordered if slot.conditioning.negative is not None]
-    return negatives + [slot.conditioning.positive for slot in ordered]
+def _rows(ordered: Sequence[Slot], guided: int, latents: Tensor) -> Rows:
+    """The negatives of the first `guided` slots, then the positives of all; latents (B, C, h, w)."""
+    device = latents.device
+    twice = [*ordered[:guided], *ordered]
+    scales = torch.stack([slot.table.input_scale[slot.step] for slot in ordered]).to(device)
+    scaled = latents * scales[:, None, None, None]
+    texts = [slot.conditioning.negative for slot in ordered[:guided]] + [slot.conditioning.positive for slot in ordered]
+    return Rows(
+        latents=torch.cat([scaled[:guided], scaled]),
+        timesteps=torch.stack([slot.table.timesteps[slot.step] for slot in twice]).to(device),
+        context=torch.stack([text.states for text in texts if text is not None]),  # (guided + B, T, D)
+        extras=[slot.conditioning.extra for slot in twice],
+        guidance_scales=torch.tensor([slot.conditioning.guidance_scale for slot in twice], device=device),
+        pooled=_stacked([text.pooled for text in texts if text is not None]),
+        time_ids=_stacked([slot.conditioning.time_ids for slot in twice]),
+    )
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """All of them, or None where a network has none."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None
+
+
+def _rescaled(mixed: Tensor, positive: Tensor, phis: Tensor) -> Tensor:
+    """Guided outputs brought towards the deviation of the positive ones (arXiv 2305.08891, equations 15 and 16)."""
+    shape = (-1, 1, 1, 1)
+    ratios = positive.flatten(1).std(1) / mixed.flatten(1).std(1)
+    blended = phis.view(shape) * (mixed * ratios.view(shape)) + (1 - phis.view(shape)) * mixed
+    return torch.where(phis.view(shape) > 0, blended, mixed)
 
 
 def _noise_or_zeros(slot: Slot) -> Tensor:

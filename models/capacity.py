@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from models.checkpoint import Checkpoint
+from models.denoiser import Rows
 from models.device import is_out_of_memory, release_cached_memory
 from models.slot import GroupKey
 
@@ -105,16 +106,27 @@ def measure_rows(
     return best_rows
 
 
+def trial_rows(checkpoint: Checkpoint, rows: int, side: int) -> Rows:
+    """Rows of zeros at latents of `side` x `side`, with the empty prompt, to time a network with."""
+    denoiser = checkpoint.denoiser
+    text, device = checkpoint.conditioner.encode([""])[0], denoiser.device
+    return Rows(
+        latents=torch.zeros(rows, denoiser.latent_channels, side, side, device=device),
+        timesteps=torch.full((rows,), 500.0, device=device),
+        context=text.states.expand(rows, -1, -1),  # (rows, T, D)
+        guidance_scales=torch.ones(rows, device=device),
+        pooled=None if text.pooled is None else text.pooled.expand(rows, -1),
+        time_ids=torch.zeros(rows, 6, device=device) if denoiser.is_sdxl else None,
+    )
+
+
 def _time_call(checkpoint: Checkpoint, rows: int) -> float:
     """Seconds of one UNet call of `rows` rows: the fastest of up to three, since whatever disturbs only slows, after
     one that is not counted, since the first call of a shape builds its kernels."""
-    side, device = checkpoint.denoiser.sample_size, checkpoint.denoiser.device
-    latents = torch.zeros(rows, checkpoint.denoiser.latent_channels, side, side, device=device)
-    timesteps = torch.full((rows,), 500.0, device=device)
-    context = checkpoint.conditioner.encode([""])[0].expand(rows, -1, -1)  # (rows, T, D)
+    trial = trial_rows(checkpoint, rows, checkpoint.denoiser.sample_size)
     times: list[float] = []
     while len(times) < 4 and (len(times) < 2 or sum(times) < _PATIENCE_S):
         started = time.perf_counter()
-        checkpoint.denoiser.predict(latents, timesteps, context).sum().item()
+        checkpoint.denoiser.predict(trial).sum().item()
         times.append(time.perf_counter() - started)
     return min(times[1:])

@@ -1,13 +1,12 @@
 """Loaded weights of one model, and how they get here.
 
-Owns loading and refusing a checkpoint of the SD 1.x / 2.x class, its defaults and what it declares of itself;
-`checkpoint_files` finds the files. Knows nothing of requests, slots or memory budgets.
+Owns loading and refusing a checkpoint of the SD 1.x, SD 2.x, SDXL or LCM class, its defaults and what it declares of
+itself; `checkpoint_files` finds the files. Knows nothing of requests, slots or memory budgets.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.autoencoder import Autoencoder
-from models.checkpoint_files import COMPONENTS, DEFAULTS, INDEX, find_folder, weight_files
+from models.checkpoint_files import DEFAULTS, INDEX, components_of, find_folder, read_json, weight_files
 from models.conditioning import TextConditioner
 from models.denoiser import Denoiser
 from models.device import Placement
-from models.errors import CheckpointMissing, CheckpointRefused
+from models.errors import CheckpointRefused
 from models.request import SIZE_MULTIPLE, TASKS
 from models.table_cache import StepTables
+from models.text_encoder import TextEncoder
 
-_PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"})
 _LATENT_CHANNELS = 4
 _INPAINTING_CHANNELS = 9
 """Latents 4, mask 1, latents of the masked picture 4: the order of diffusers' inpainting networks."""
@@ -66,6 +65,7 @@ class Defaults(BaseModel):
     noise_schedule: str = "default"
     strength: float = Field(0.8, gt=0, le=1)
     clip_skip: int = Field(0, ge=0)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Checkpoint:
     size_bytes: int
     """Of the weights in memory."""
     tasks: tuple[str, ...] = TASKS
+    zeroes_absent_negative: bool = False
+    """Without a negative prompt the network is given zeros, not the empty prompt (SDXL)."""
     min_size: int = 64
     max_size: int = 2048
     """Pixels a side; larger canvases need a tiled decode."""
@@ -128,20 +130,18 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     the file or the component.
     """
     folder = find_folder(source)
-    index = _read_json(folder / INDEX)
-    _refuse_unknown(index, source)
-    weights = weight_files(folder)
-    own = _read_json(folder / DEFAULTS) if (folder / DEFAULTS).is_file() else {}
-    tasks = _tasks_of(_read_json(folder / "unet" / "config.json"), own.pop("text_to_image", None), source)
+    index, components, weights = read_json(folder / INDEX), components_of(folder), weight_files(folder)
+    own = read_json(folder / DEFAULTS) if (folder / DEFAULTS).is_file() else {}
+    tasks = _tasks_of(read_json(folder / "unet" / "config.json"), own.pop("text_to_image", None), source)
     networks = {
         component: _load_network(class_name, folder / component, weights[component], placement)
-        for component, class_name in COMPONENTS.items()
+        for component, class_name in components.items()
     }
-    scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     denoiser, autoencoder = Denoiser(networks["unet"]), Autoencoder(networks["vae"])
     return Checkpoint(
         name=name,
-        conditioner=TextConditioner(_load_tokenizer(folder, networks["text_encoder"]), networks["text_encoder"]),
+        conditioner=_load_conditioner(folder, networks),
         denoiser=denoiser,
         autoencoder=autoencoder,
         tables=StepTables(scheduler_config),
@@ -151,19 +151,8 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
         digest=_digest(folder, [file for files in weights.values() for file in files]),
         size_bytes=sum(_size_bytes(network) for network in networks.values()),
         tasks=tasks,
+        zeroes_absent_negative=denoiser.is_sdxl and bool(index.get("force_zeros_for_empty_prompt")),
     )
-
-
-def _refuse_unknown(index: Mapping[str, Any], source: str) -> None:
-    pipeline = index.get("_class_name")
-    if pipeline not in _PIPELINES:
-        raise CheckpointRefused(
-            f"{source!r} is a {pipeline}; checkpoints of {' and '.join(sorted(_PIPELINES))} are served."
-        )
-    for component, expected in COMPONENTS.items():
-        _, class_name = index.get(component) or (None, None)
-        if class_name != expected:
-            raise CheckpointRefused(f"The {component} of {source!r} is a {class_name}; a {expected} is needed.")
 
 
 def _tasks_of(unet_config: Mapping[str, Any], convention: object, source: str) -> tuple[str, ...]:
@@ -202,32 +191,40 @@ def _load_network(class_name: str, folder: Path, files: list[Path], placement: P
     return network.requires_grad_(False).eval().to(placement.device)
 
 
+def _load_conditioner(folder: Path, networks: Mapping[str, Any]) -> TextConditioner:
+    names = [name for name in ("text_encoder", "text_encoder_2") if name in networks]
+    is_sdxl = len(names) > 1
+    tokenizers = [_load_tokenizer(folder / name.replace("text_encoder", "tokenizer"), networks[name]) for name in names]
+    first = tokenizers[0]
+    if any(other.get_vocab() != first.get_vocab() for other in tokenizers[1:]):
+        raise CheckpointRefused("The two tokenizers have different tokens; both encoders must read the same ones.")
+    lengths = [networks[name].config.max_position_embeddings for name in names]
+    return TextConditioner(
+        first,
+        [
+            TextEncoder(networks[name], tokenizer.pad_token_id, is_penultimate=is_sdxl)
+            for name, tokenizer in zip(names, tokenizers, strict=True)
+        ],
+        # A tokenizer saved without a limit reports a huge one.
+        window_length=int(min(*lengths, *(tokenizer.model_max_length for tokenizer in tokenizers))),
+    )
+
+
 def _load_tokenizer(folder: Path, text_encoder: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise CheckpointRefused(f"The tokenizer cannot be loaded: {error}") from error
+        raise CheckpointRefused(f"The {folder.name} cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
-        raise CheckpointRefused("The tokenizer has no pad_token; name one in tokenizer/tokenizer_config.json.")
+        raise CheckpointRefused(f"The {folder.name} has no pad_token; name one in its tokenizer_config.json.")
     if len(tokenizer) > text_encoder.config.vocab_size:
+        encoder = folder.name.replace("tokenizer", "text_encoder")
         raise CheckpointRefused(
-            f"The tokenizer has {len(tokenizer)} tokens and the text_encoder knows {text_encoder.config.vocab_size}."
+            f"The {folder.name} has {len(tokenizer)} tokens and the {encoder} knows {text_encoder.config.vocab_size}."
         )
     return tokenizer
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointMissing(f"{file.parent.name}/{file.name} is missing.") from error
-    except ValueError as error:
-        raise CheckpointRefused(f"{file.parent.name}/{file.name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointRefused(f"{file.parent.name}/{file.name} is not a JSON object.")
-    return content
 
 
 def _read_defaults(own: Mapping[str, Any], index: Mapping[str, Any], side: int) -> Defaults:

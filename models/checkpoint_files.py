@@ -6,9 +6,11 @@ of what is in the files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from models.errors import CheckpointError, CheckpointMissing, CheckpointRefused
 
@@ -16,12 +18,32 @@ INDEX = "model_index.json"
 DEFAULTS = "denoised.json"
 SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-COMPONENTS = {
+_SD = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel",
 }
-"""Networks of the SD 1.x / 2.x class: folder -> class."""
+_SDXL = {**_SD, "text_encoder_2": "CLIPTextModelWithProjection"}
+PIPELINES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+                *("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
+            ),
+            _SD,
+        ),
+        **dict.fromkeys(
+            (
+                *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+                "StableDiffusionXLInpaintPipeline",
+            ),
+            _SDXL,
+        ),
+    }
+)
+"""Class in `model_index.json` of the checkpoints that are served -> its networks: folder -> class."""
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 _File = TypeVar("_File", bound=PurePath)
 
@@ -69,23 +91,52 @@ def _fetch(source: str) -> Path:
 
 def files_to_fetch(names: Sequence[PurePosixPath]) -> list[PurePosixPath]:
     """Of the files of a repository in diffusers layout, those that `load_checkpoint` reads."""
-    folders = (*COMPONENTS, "scheduler", "tokenizer")
+    folders = (*_SDXL, "scheduler", *_TOKENIZERS)
     small = [
         name
         for name in names
         if str(name) in (INDEX, DEFAULTS)
-        or (str(name.parent) in folders and (name.suffix == ".json" or str(name.parent) == "tokenizer"))
+        or (str(name.parent) in folders and (name.suffix == ".json" or str(name.parent) in _TOKENIZERS))
     ]
-    parts = ([name for name in names if str(name.parent) == component] for component in COMPONENTS)
+    parts = ([name for name in names if str(name.parent) == component] for component in _SDXL)
     return small + [name for part in parts for name in _one_precision(part)]
 
 
 def weight_files(folder: Path) -> dict[str, list[Path]]:
     """Safetensors files of each network in a directory in diffusers layout: component -> files.
 
-    Raises CheckpointRefused where there are only pickles, CheckpointMissing where there is nothing.
+    Raises CheckpointRefused for a pipeline that is not served and where there are only pickles, CheckpointMissing where
+    there is nothing.
     """
-    return {component: _weights_of(folder / component) for component in COMPONENTS}
+    return {component: _weights_of(folder / component) for component in components_of(folder)}
+
+
+def components_of(folder: Path) -> Mapping[str, str]:
+    """Networks of the checkpoint in `folder`: its folders -> their classes. Raises CheckpointRefused for others."""
+    index = read_json(folder / INDEX)
+    pipeline = str(index.get("_class_name"))
+    if pipeline not in PIPELINES:
+        raise CheckpointRefused(
+            f"{str(folder)!r} is a {pipeline}; checkpoints of {' and '.join(sorted(PIPELINES))} are served."
+        )
+    for component, expected in PIPELINES[pipeline].items():
+        _, class_name = index.get(component) or (None, None)
+        if class_name != expected:
+            raise CheckpointRefused(f"The {component} of {str(folder)!r} is a {class_name}; a {expected} is needed.")
+    return PIPELINES[pipeline]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointMissing without the file, CheckpointRefused for anything else in it."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointMissing(f"{file.parent.name}/{file.name} is missing.") from error
+    except ValueError as error:
+        raise CheckpointRefused(f"{file.parent.name}/{file.name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointRefused(f"{file.parent.name}/{file.name} is not a JSON object.")
+    return content
 
 
 def _weights_of(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Prompts into what cross-attention reads (arXiv 2112.10752, equation of section 3.3: tau_theta(y)).
 
 Owns tokenizing, windows, weights, the token limit, the warning about what was cut, and a cache of encoded windows.
-Knows nothing of requests, guidance or batches.
+Knows nothing of requests, guidance, batches or what is inside a text encoder.
 
 A text encoder reads one window of tokens. A longer prompt is read in several, each framed and encoded alone, laid
 behind each other: the way of the AUTOMATIC1111 web UI, whose weights are these, too.
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from models.prompt_weights import Passage, plain, read_weights
 from models.request import PromptSyntax
+from models.slot import Text
+from models.text_encoder import TextEncoder, Window
 
 MOST_WINDOWS = 8
 _ENCODE_AT_ONCE = 16
@@ -37,16 +39,6 @@ class PromptOptions:
 
 
 PLAIN = PromptOptions()
-
-
-@dataclass(frozen=True)
-class Window:
-    """The tokens of one window, those that frame it and padding included, and how strongly each counts; the first
-    `num_used` are not padding."""
-
-    tokens: tuple[int, ...]
-    weights: tuple[float, ...]
-    num_used: int
 
 
 @dataclass(frozen=True)
@@ -68,23 +60,27 @@ class _Token:
 
 
 class TextConditioner:
-    """A tokenizer and a CLIP-style text encoder.
+    """A tokenizer and the text encoders that read its tokens: one, or the two of SDXL, whose states lie side by side.
 
     Encodes each distinct window once and keeps the newest `cache_size` results, so a repeated prompt (and the
     empty negative one) costs nothing. Not safe for threads: the engine's loop owns it.
     """
 
     def __init__(
-        self, tokenizer: Any, text_encoder: Any, cache_size: int = 512, most_windows: int = MOST_WINDOWS
+        self,
+        tokenizer: Any,
+        encoders: Sequence[TextEncoder],
+        window_length: int,
+        cache_size: int = 512,
+        most_windows: int = MOST_WINDOWS,
     ) -> None:
+        """`window_length`: tokens of a window, padding included."""
         self._tokenizer = tokenizer
-        self._text_encoder = text_encoder
+        self.encoders = tuple(encoders)
+        self._length = window_length
         self._cache_size = cache_size
-        self._cache: OrderedDict[tuple[Window, int], Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple[Window, int], Text] = OrderedDict()
         self._most_windows = most_windows
-        positions = text_encoder.config.max_position_embeddings
-        # A tokenizer saved without a limit reports a huge one.
-        self._length = int(min(tokenizer.model_max_length, positions))
         self._frame = _frame_of(tokenizer)
         self.window_tokens = self._length - sum(map(len, self._frame))
         """Tokens of a prompt that one window holds, without those that frame it."""
@@ -100,7 +96,7 @@ class TextConditioner:
     @property
     def max_clip_skip(self) -> int:
         """Layers of the text encoder that can be left out."""
-        return int(self._text_encoder.config.num_hidden_layers) - 1
+        return min(encoder.max_skip for encoder in self.encoders)
 
     def context_length(self, prompts: Sequence[str] = ("",), syntax: PromptSyntax = "plain") -> int:
         """Tokens, padding included, of these prompts encoded together: those of the longest."""
@@ -119,8 +115,8 @@ class TextConditioner:
         )
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str], options: PromptOptions = PLAIN) -> list[Tensor]:
-        """One (context_length, width) tensor a prompt: hidden states after the final layer norm, weighted.
+    def encode(self, prompts: Sequence[str], options: PromptOptions = PLAIN) -> list[Text]:
+        """One text a prompt: the weighted hidden states (context_length, width), and the first window pooled.
 
         All have the length of the longest; behind a shorter one come empty windows. Windows that are not cached are
         encoded together.
@@ -129,8 +125,9 @@ class TextConditioner:
         count = max(len(reading.windows) for reading in readings)
         empty = self.read("", options.syntax).windows
         windows = [reading.windows + (count - len(reading.windows)) * empty for reading in readings]
-        states = self._encode_windows([window for own in windows for window in own], options.clip_skip)
-        return [torch.cat(states[start : start + count]) for start in range(0, len(states), count)]
+        texts = self._encode_windows([window for own in windows for window in own], options.clip_skip)
+        parts = [texts[start : start + count] for start in range(0, len(texts), count)]
+        return [Text(torch.cat([text.states for text in own]), own[0].pooled) for own in parts]
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -169,35 +166,28 @@ class TextConditioner:
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode_windows(self, windows: Sequence[Window], clip_skip: int) -> list[Tensor]:
+    def _encode_windows(self, windows: Sequence[Window], clip_skip: int) -> list[Text]:
         """(T, D) each."""
         missing = [window for window in dict.fromkeys(windows) if (window, clip_skip) not in self._cache]
-        fresh: dict[Window, Tensor] = {}
+        fresh: dict[Window, Text] = {}
         for start in range(0, len(missing), _ENCODE_AT_ONCE):
             chunk = missing[start : start + _ENCODE_AT_ONCE]
             fresh.update(zip(chunk, self._encode_chunk(chunk, clip_skip), strict=True))
         encoded = [fresh[window] if window in fresh else self._cache[window, clip_skip] for window in windows]
-        for window, states in zip(windows, encoded, strict=True):
-            self._cache[window, clip_skip] = states
+        for window, text in zip(windows, encoded, strict=True):
+            self._cache[window, clip_skip] = text
             self._cache.move_to_end((window, clip_skip))
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return encoded
 
-    def _encode_chunk(self, windows: Sequence[Window], clip_skip: int) -> list[Tensor]:
-        encoder, device = self._text_encoder, self._text_encoder.device
-        tokens = torch.tensor([window.tokens for window in windows], device=device)
-        mask = None
-        if getattr(encoder.config, "use_attention_mask", False):
-            used = torch.tensor([window.num_used for window in windows], device=device)
-            mask = (torch.arange(self._length, device=device)[None] < used[:, None]).long()  # (N, T)
-        found = encoder(tokens, attention_mask=mask, output_hidden_states=clip_skip > 0)
-        states = found[0]  # (N, T, D)
-        if clip_skip:
-            # Since transformers 5 a CLIPTextModel is flat; with a projection it still is not.
-            norm = getattr(encoder, "text_model", encoder).final_layer_norm
-            states = norm(found.hidden_states[-1 - clip_skip])
-        return [_weighted(own, window.weights) for own, window in zip(states.unbind(0), windows, strict=True)]
+    def _encode_chunk(self, windows: Sequence[Window], clip_skip: int) -> list[Text]:
+        texts = []
+        by_encoder = [encoder.encode(windows, clip_skip) for encoder in self.encoders]
+        for window, encoded in zip(windows, zip(*by_encoder, strict=True), strict=True):
+            states = torch.cat([_weighted(one.states, window.weights) for one in encoded], dim=1)  # (T, D)
+            texts.append(Text(states, encoded[-1].pooled))
+        return texts
 
 
 def _frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -7,11 +7,42 @@ its own extra channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one forward call is given; every row stands for itself.
+
+    latents: (N, C, h, w) float32, already scaled by the step table. timesteps: (N,) float32, may be fractional.
+    context: (N, T, D). extras: for each row (E, h, w) float32, never scaled, or None for zeros; all zeros without it.
+    guidance_scales: (N,) float32, for a network that is told of it. pooled: (N, P) and time_ids: (N, 6), for SDXL.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    context: Tensor
+    extras: Sequence[Tensor | None] | None = None
+    guidance_scales: Tensor | None = None
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def split(self, size: int) -> Iterator[Rows]:
+        """Parts of at most `size` rows."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            own = ((field.name, getattr(self, field.name)) for field in fields(self))
+            parts: dict[str, Any] = {name: None if value is None else value[part] for name, value in own}
+            yield Rows(**parts)
 
 
 class Denoiser:
@@ -19,44 +50,61 @@ class Denoiser:
 
     def __init__(self, unet: Any) -> None:
         self._unet = unet
-        self.latent_channels: int = unet.config.out_channels
-        self.extra_channels: int = unet.config.in_channels - unet.config.out_channels
+        config = unet.config
+        self.latent_channels: int = config.out_channels
+        self.extra_channels: int = config.in_channels - config.out_channels
         """Input channels behind the latents (arXiv 2112.10752, section 3.3, conditioning by concatenation)."""
-        self.sample_size: int = _square_side(unet.config.sample_size)
+        self.sample_size: int = _square_side(config.sample_size)
         """Side of the latents it was trained on."""
+        self.guidance_width: int | None = config.time_cond_proj_dim
+        """Width of the embedding that tells it the guidance scale (arXiv 2310.04378); None: guidance is two rows."""
+        self.is_sdxl: bool = config.addition_embed_type == "text_time"
+        """It is told the sizes of the picture and the pooled prompt (arXiv 2307.01952, section 2.2)."""
         # Kept: diffusers looks through all parameters to answer these, which takes milliseconds a call.
         self.device: torch.device = unet.device
         self.dtype: torch.dtype = unet.dtype
 
     @torch.inference_mode()
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, extras: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
-        """One forward call.
-
-        latents: (N, C, h, w) float32, already scaled by the step table. timesteps: (N,) float32, may be fractional.
-        context: (N, T, D). extras: for each row (E, h, w) float32, never scaled, or None for zeros; all zeros without
-        it. Returns the network's output (epsilon or v, as it was trained) as (N, C, h, w) float32.
-        """
+    def predict(self, rows: Rows) -> Tensor:
+        """One forward call: the network's output (epsilon or v, as it was trained) as (N, C, h, w) float32."""
+        added = None
+        if self.is_sdxl:
+            assert rows.pooled is not None, "SDXL wants pooled prompts. This is a bug."
+            assert rows.time_ids is not None, "SDXL wants time ids. This is a bug."
+            added = {"text_embeds": rows.pooled.to(self.dtype), "time_ids": rows.time_ids.to(self.dtype)}
+        guidance = None
+        if self.guidance_width is not None:
+            assert rows.guidance_scales is not None, "This network is told the guidance scale. This is a bug."
+            guidance = guidance_embedding(rows.guidance_scales, self.guidance_width).to(self.dtype)
         output = self._unet(
-            self._with_extras(latents, extras).to(self.dtype),
-            timesteps,
-            encoder_hidden_states=context.to(self.dtype),
+            self._with_extras(rows).to(self.dtype),
+            rows.timesteps,
+            encoder_hidden_states=rows.context.to(self.dtype),
+            timestep_cond=guidance,
+            added_cond_kwargs=added,
             return_dict=False,
         )[0]
         return output.float()
 
-    def _with_extras(self, latents: Tensor, extras: Sequence[Tensor | None] | None) -> Tensor:
+    def _with_extras(self, rows: Rows) -> Tensor:
         """(N, C, h, w) -> (N, C + E, h, w)."""
-        rows = extras or [None] * len(latents)
+        extras, latents = rows.extras or [None] * len(rows), rows.latents
         if not self.extra_channels:
-            assert all(own is None for own in rows), "This network takes latents only. This is a bug."
+            assert all(own is None for own in extras), "This network takes latents only. This is a bug."
             return latents
         # Zeros go through the same convolution as anything else: a narrower one is another kernel, which may round
         # differently, and a picture would change when a neighbour with extra channels joins.
         zeros = latents.new_zeros((self.extra_channels, *latents.shape[2:]))
-        stacked = torch.stack([zeros if own is None else own for own in rows])  # (N, E, h, w)
+        stacked = torch.stack([zeros if own is None else own for own in extras])  # (N, E, h, w)
         return torch.cat([latents, stacked], dim=1)
+
+
+def guidance_embedding(guidance_scales: Tensor, width: int) -> Tensor:
+    """Sines and cosines of 1000 (w - 1), (N,) to (N, width): how consistency models are told w, as in diffusers."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=guidance_scales.device) * -(math.log(10_000) / (half - 1)))
+    angles = (guidance_scales - 1)[:, None] * 1000 * frequencies[None]
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
 
 
 def _square_side(sample_size: int | tuple[int, int] | list[int]) -> int:

@@ -29,7 +29,7 @@ from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
 from models.meter import LoadFigures, Meter
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest
-from models.slot import Conditioning, GroupKey, Slot
+from models.slot import Conditioning, GroupKey, Slot, Text
 from models.start import Encoded, encode_uploads, start
 from models.step_table import StepTable
 
@@ -147,8 +147,9 @@ class Engine:
         """True when the rows of one more job of this kind fit into a call, or none of its kind is there."""
         key = _group_key(request, checkpoint)
         rows = sum(slot.rows for slot in self._groups.get(key, ()))
-        rows += sum(_rows_of(job.request) for job in self._newcomers if _group_key(job.request, job.checkpoint) == key)
-        return rows == 0 or rows + _rows_of(request) <= self._capacity.rows(key)
+        newcomers = [job for job in self._newcomers if _group_key(job.request, job.checkpoint) == key]
+        rows += sum(_rows_of(job.request, checkpoint) for job in newcomers)
+        return rows == 0 or rows + _rows_of(request, checkpoint) <= self._capacity.rows(key)
 
     def progress(self) -> dict[str, tuple[int, int, float | None]]:
         """Job id -> (UNet evaluations done, of how many, seconds still to go), for jobs in the batch."""
@@ -246,7 +247,7 @@ class Engine:
         for job in jobs:
             alike.setdefault((job.checkpoint.name, _prompt_options(job.request)), []).append(job)
         for (name, options), same in alike.items():
-            prompts = [prompt for job in same for prompt in _prompts_of(job.request)]
+            prompts = [prompt for job in same for prompt in _prompts_of(job.request, job.checkpoint)]
             try:
                 same[0].checkpoint.conditioner.encode(prompts, options)
             except RuntimeError as error:
@@ -260,10 +261,11 @@ class Engine:
         options = _prompt_options(request)
         warnings = [
             checkpoint.conditioner.warn_of_cut(text, name, options.syntax)
-            for text, name in zip(_prompts_of(request), ("prompt", "negative prompt"), strict=False)
+            for text, name in zip(_prompts_of(request, checkpoint), ("prompt", "negative prompt"), strict=False)
         ]
-        states = checkpoint.conditioner.encode(_prompts_of(request), options)
-        conditioning = Conditioning(states[0], states[1] if request.has_guidance else None, request.guidance_scale)
+        if request.negative_prompt and not _has_negative(request, checkpoint):
+            warnings.append(_UNREAD_FOR_MODEL if request.has_guidance else _UNREAD_WITHOUT_GUIDANCE)
+        conditioning = _conditioning_of(request, checkpoint)
         has_channels = checkpoint.denoiser.extra_channels > 0
         encoded = encode_uploads(checkpoint.autoencoder, request, job.image, job.mask, has_channels)
         job.slots = tuple(
@@ -458,24 +460,45 @@ class Engine:
 
 
 _NOT_FINITE = "The latents turned NaN or infinite; try another seed, more steps, less guidance or another sampler."
+_UNREAD_WITHOUT_GUIDANCE = "The negative prompt was not read: guidance_scale is 1 or less, which switches it off."
+_UNREAD_FOR_MODEL = "The negative prompt was not read: this model is told the guidance scale and takes none."
 _TOO_LARGE = "The picture does not fit into the device's memory even alone; ask for a smaller one."
 
 
 def _group_key(request: PictureRequest, checkpoint: Checkpoint) -> GroupKey:
     factor = checkpoint.autoencoder.factor
     shape = (checkpoint.denoiser.latent_channels, request.height // factor, request.width // factor)
-    context_length = checkpoint.conditioner.context_length(_prompts_of(request), request.prompt_syntax)
+    context_length = checkpoint.conditioner.context_length(_prompts_of(request, checkpoint), request.prompt_syntax)
     return GroupKey(checkpoint.name, shape, context_length)
 
 
-def _rows_of(request: PictureRequest) -> int:
-    return request.num_images * (2 if request.has_guidance else 1)
+def _has_negative(request: PictureRequest, checkpoint: Checkpoint) -> bool:
+    """Guidance takes a second row. A network that is told the guidance scale does without."""
+    return request.has_guidance and checkpoint.denoiser.guidance_width is None
+
+
+def _rows_of(request: PictureRequest, checkpoint: Checkpoint) -> int:
+    return request.num_images * (2 if _has_negative(request, checkpoint) else 1)
 
 
 def _prompt_options(request: PictureRequest) -> PromptOptions:
     return PromptOptions(request.prompt_syntax, request.clip_skip)
 
 
-def _prompts_of(request: PictureRequest) -> list[str]:
-    """The prompt, then, with guidance, the negative one; for these networks an absent one is the empty prompt."""
-    return [request.prompt, request.negative_prompt or ""] if request.has_guidance else [request.prompt]
+def _prompts_of(request: PictureRequest, checkpoint: Checkpoint) -> list[str]:
+    """The prompt, then, with a row for it, the negative one, empty where there is none."""
+    negative = [request.negative_prompt or ""] if _has_negative(request, checkpoint) else []
+    return [request.prompt, *negative]
+
+
+def _conditioning_of(request: PictureRequest, checkpoint: Checkpoint) -> Conditioning:
+    positive, *rest = checkpoint.conditioner.encode(_prompts_of(request, checkpoint), _prompt_options(request))
+    negative = rest[0] if rest else None
+    if negative is not None and request.negative_prompt is None and checkpoint.zeroes_absent_negative:
+        pooled = None if negative.pooled is None else torch.zeros_like(negative.pooled)
+        negative = Text(torch.zeros_like(negative.states), pooled)
+    time_ids = None
+    if checkpoint.denoiser.is_sdxl:  # size of the original, its crop's corner, size asked for (arXiv 2307.01952)
+        size = [float(request.height), float(request.width)]
+        time_ids = torch.tensor([*size, 0.0, 0.0, *size], device=checkpoint.denoiser.device)
+    return Conditioning(positive, negative, request.guidance_scale, request.guidance_rescale, time_ids=time_ids)

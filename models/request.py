@@ -45,6 +45,8 @@ class PictureRequest(BaseModel):
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0, allow_inf_nan=False)
     """Classifier-free guidance (arXiv 2207.12598); 1 or less switches it off and halves the cost."""
+    guidance_rescale: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    """Phi of arXiv 2305.08891, equation 16: against pictures burnt by guidance; 0 is off."""
     sampler: str
     noise_schedule: str
     prompt_syntax: PromptSyntax = "a1111"

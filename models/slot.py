@@ -25,17 +25,28 @@ class GroupKey:
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What cross-attention reads: (T, D) for the prompt, and for the negative prompt when there is guidance.
+class Text:
+    """An encoded prompt: states (T, D) for cross-attention, and for SDXL the whole prompt pooled to (P,)."""
 
-    guidance_scale: w of arXiv 2207.12598 in the form u + w (c - u); ignored without `negative`. extra: (E, h, w)
-    float32, what is concatenated to the latents of both rows of a network that takes more than latents; None is zeros.
+    states: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The prompt, and the negative prompt when guidance takes a second row.
+
+    guidance_scale: w of arXiv 2207.12598 in the form u + w (c - u), or what a network without `negative` is told.
+    guidance_rescale: phi of arXiv 2305.08891, equation 16. extra: (E, h, w) float32, what is concatenated to the
+    latents of both rows of a network that takes more than latents; None is zeros. time_ids: (6,) float32, for SDXL.
     """
 
-    positive: Tensor
-    negative: Tensor | None
+    positive: Text
+    negative: Text | None
     guidance_scale: float
+    guidance_rescale: float = 0.0
     extra: Tensor | None = None
+    time_ids: Tensor | None = None
 
     @property
     def rows(self) -> int:

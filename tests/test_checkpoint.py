@@ -20,7 +20,7 @@ from models.checkpoint_files import files_to_fetch
 from models.device import choose_placement, is_out_of_memory, is_sticky
 from models.errors import CheckpointError, CheckpointMissing, CheckpointRefused
 from models.shelf import Shelf
-from tests.tiny import CONTEXT, save_tiny_checkpoint
+from tests.tiny import CONTEXT, save_tiny_checkpoint, save_tiny_sdxl_checkpoint
 
 CPU = choose_placement("cpu")
 
@@ -248,3 +248,55 @@ def test_faults_of_the_device_are_told_apart() -> None:
 def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="bfloat16"):
         choose_placement("cpu", "int3")
+
+
+def test_an_sdxl_checkpoint_is_loaded_with_both_encoders(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint("xl", str(save_tiny_sdxl_checkpoint(tmp_path / "xl")), CPU)
+    (text,) = checkpoint.conditioner.encode(["a cat"])
+    assert text.states.shape == (CONTEXT, 64)
+    assert text.pooled is not None
+    assert text.pooled.shape == (32,)
+    assert checkpoint.zeroes_absent_negative
+    assert checkpoint.max_clip_skip == 1
+    assert Shelf({"xl": str(tmp_path / "xl")}, CPU)._size_of("xl") == pytest.approx(checkpoint.size_bytes, rel=0.01)
+
+
+def test_an_sdxl_checkpoint_without_its_second_encoder_is_named(tmp_path: Path) -> None:
+    folder = save_tiny_sdxl_checkpoint(tmp_path / "xl")
+    shutil.rmtree(folder / "text_encoder_2")
+    with pytest.raises(CheckpointMissing, match="'text_encoder_2' is missing"):
+        load_checkpoint("xl", str(folder), CPU)
+
+
+def test_tokenizers_that_disagree_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny_sdxl_checkpoint(tmp_path / "xl")
+    file = folder / "tokenizer_2" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointRefused, match="different tokens"):
+        load_checkpoint("xl", str(folder), CPU)
+
+
+def test_the_files_of_an_sdxl_repository_are_fetched_with_its_second_half() -> None:
+    names = [
+        PurePosixPath(name)
+        for name in (
+            "model_index.json",
+            "sd_xl_base_1.0.safetensors",
+            "text_encoder_2/config.json",
+            "text_encoder_2/model.fp16.safetensors",
+            "text_encoder_2/model.safetensors",
+            "tokenizer_2/merges.txt",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae_1_0/diffusion_pytorch_model.safetensors",
+        )
+    ]
+    assert {str(name) for name in files_to_fetch(names)} == {
+        "model_index.json",
+        "text_encoder_2/config.json",
+        "text_encoder_2/model.safetensors",
+        "tokenizer_2/merges.txt",
+        "unet/diffusion_pytorch_model.safetensors",
+    }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
-from models.conditioning import MOST_WINDOWS, PromptOptions, Reading, TextConditioner
+from models.conditioning import MOST_WINDOWS, PLAIN, PromptOptions, Reading, TextConditioner
 from models.device import choose_placement
 from tests.tiny import CONTEXT, save_tiny_checkpoint
 
@@ -40,14 +40,17 @@ def letters(conditioner: TextConditioner, reading: Reading) -> list[str]:
 def encoded(conditioner: TextConditioner, tokens: list[int], skip: int = 0) -> Tensor:
     """Straight from the text encoder: (1, T, D)."""
     with torch.no_grad():
-        found = conditioner._text_encoder(torch.tensor([tokens]), output_hidden_states=True)
-        if not skip:
-            return found[0]
-        return conditioner._text_encoder.final_layer_norm(found.hidden_states[-1 - skip])
+        network = conditioner.encoders[0].network
+        found = network(torch.tensor([tokens]), output_hidden_states=True)
+        return network.final_layer_norm(found.hidden_states[-1 - skip]) if skip else found[0]
+
+
+def states_of(conditioner: TextConditioner, *prompts: str, options: PromptOptions = PLAIN) -> list[Tensor]:
+    return [text.states for text in conditioner.encode(prompts, options)]
 
 
 def test_a_short_prompt_is_the_same_in_both_syntaxes(conditioner: TextConditioner) -> None:
-    (ours,), (theirs,) = conditioner.encode(["a red cat"], WEB), conditioner.encode(["a red cat"])
+    (ours,), (theirs,) = states_of(conditioner, "a red cat", options=WEB), states_of(conditioner, "a red cat")
     assert torch.equal(ours, theirs)
     tokens = conditioner._tokenizer("a red cat", padding="max_length", max_length=CONTEXT).input_ids
     torch.testing.assert_close(ours, encoded(conditioner, tokens)[0])
@@ -67,7 +70,7 @@ def test_a_long_prompt_is_cut_in_one_syntax_and_read_on_in_the_other(conditioner
 
 
 def test_each_window_is_framed_and_encoded_alone(conditioner: TextConditioner) -> None:
-    (states,) = conditioner.encode([LONG], WEB)
+    (states,) = states_of(conditioner, LONG, options=WEB)
     windows = conditioner.read(LONG, "a1111").windows
     expected = torch.cat([encoded(conditioner, list(window.tokens)) for window in windows], dim=1)[0]
     torch.testing.assert_close(states, expected)
@@ -78,9 +81,9 @@ def test_each_window_is_framed_and_encoded_alone(conditioner: TextConditioner) -
 
 
 def test_a_shorter_prompt_is_followed_by_empty_windows(conditioner: TextConditioner) -> None:
-    long, short = conditioner.encode([LONG, "blurry"], WEB)
+    long, short = states_of(conditioner, LONG, "blurry", options=WEB)
     assert long.shape == short.shape == (conditioner.context_length([LONG, "blurry"], "a1111"), 32)
-    (alone,), (empty,) = conditioner.encode(["blurry"], WEB), conditioner.encode([""], WEB)
+    (alone,), (empty,) = states_of(conditioner, "blurry", options=WEB), states_of(conditioner, "", options=WEB)
     assert torch.equal(short[:CONTEXT], alone)
     assert torch.equal(short[CONTEXT : 2 * CONTEXT], empty)
 
@@ -118,14 +121,14 @@ def test_weights_scale_the_states_of_their_tokens_and_keep_the_mean(conditioner:
     plain = encoded(conditioner, list(window.tokens))[0]
     factors = torch.tensor(window.weights)[:, None]
     ratio = (plain.mean() / (plain * factors).mean()).clamp(1 / 1.5, 1.0)
-    (weighted,) = conditioner.encode(["a (red:1.5) cat"], WEB)
+    (weighted,) = states_of(conditioner, "a (red:1.5) cat", options=WEB)
     torch.testing.assert_close(weighted, plain * factors * ratio)
     assert (weighted - plain).abs().max() > 0.1
 
 
 def test_no_weight_leaves_the_range_of_the_encoder(conditioner: TextConditioner) -> None:
     for prompt in ("(a:0) (b:0)", "(a cat:-1)", "(a:100)", "((((a))))", "[[[a]]]"):
-        (states,) = conditioner.encode([prompt], WEB)
+        (states,) = states_of(conditioner, prompt, options=WEB)
         assert torch.isfinite(states).all(), prompt
         assert states.abs().max() < 2000, prompt
 
@@ -133,14 +136,14 @@ def test_no_weight_leaves_the_range_of_the_encoder(conditioner: TextConditioner)
 @pytest.mark.parametrize("skip", [0, 1])
 def test_clip_skip_takes_an_earlier_layer_through_the_final_norm(conditioner: TextConditioner, skip: int) -> None:
     tokens = conditioner._tokenizer("a red cat", padding="max_length", max_length=CONTEXT).input_ids
-    (states,) = conditioner.encode(["a red cat"], PromptOptions(clip_skip=skip))
+    (states,) = states_of(conditioner, "a red cat", options=PromptOptions(clip_skip=skip))
     torch.testing.assert_close(states, encoded(conditioner, tokens, skip)[0])
     assert conditioner.max_clip_skip == 1
 
 
 def test_windows_are_cached_by_what_is_in_them(conditioner: TextConditioner) -> None:
     batches: list[int] = []
-    hook: Any = conditioner._text_encoder.register_forward_pre_hook(
+    hook: Any = conditioner.encoders[0].network.register_forward_pre_hook(
         lambda _module, inputs: batches.append(len(inputs[0]))
     )
     conditioner.encode(["a fresh prompt", "a fresh prompt"], WEB)

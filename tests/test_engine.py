@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch import Tensor
 from models.autoencoder import Autoencoder, Posterior
 from models.capacity import measure_rows
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.denoiser import Denoiser
+from models.denoiser import Denoiser, Rows
 from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings, Event, Prepared
 from models.errors import InternalError, NotFinite, OutOfMemory
 from models.request import ImageToImageRequest, PictureRequest, TextToImageRequest
-from tests.tiny import save_tiny_checkpoint
+from tests.tiny import save_tiny_checkpoint, save_tiny_guided_checkpoint
 
 TOLERANCE = 1
 """Levels of 255 that a picture may differ from its solo run."""
@@ -248,11 +248,9 @@ class FaultyDenoiser(Denoiser):
         super().__init__(real._unet)
         self._fault = fault
 
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, extras: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
-        self._fault(latents, context)
-        return super().predict(latents, timesteps, context, extras)
+    def predict(self, rows: Rows) -> Tensor:
+        self._fault(rows.latents, rows.context)
+        return super().predict(rows)
 
 
 def with_fault(checkpoint: Checkpoint, fault: Callable[[Tensor, Tensor], None]) -> Checkpoint:
@@ -260,7 +258,7 @@ def with_fault(checkpoint: Checkpoint, fault: Callable[[Tensor, Tensor], None]) 
 
 
 def test_a_job_that_makes_the_network_raise_fails_alone(checkpoint: Checkpoint) -> None:
-    poison = checkpoint.conditioner.encode(["poison"])[0]
+    poison = checkpoint.conditioner.encode(["poison"])[0].states
 
     def fault(_latents: Tensor, context: Tensor) -> None:
         if any(torch.equal(row, poison) for row in context):
@@ -438,7 +436,7 @@ def test_a_refused_sampler_breaks_its_job_before_it_joins(checkpoint: Checkpoint
 
 def test_prompts_of_newcomers_are_encoded_together_and_once(checkpoint: Checkpoint) -> None:
     batches: list[int] = []
-    encoder = checkpoint.conditioner._text_encoder
+    encoder = checkpoint.conditioner.encoders[0].network
     handle = encoder.register_forward_pre_hook(lambda _module, inputs: batches.append(len(inputs[0])))
     engine = Engine()
     for index in range(4):
@@ -587,3 +585,28 @@ def test_prompts_of_any_length_are_drawn_beside_each_other(checkpoint: Checkpoin
         assert np.abs(together[name].pictures[0].astype(int) - alone[name]).max() <= TOLERANCE
     for name in ("weighted", "long", "long negative", "skipped"):
         assert np.abs(alone[name] - alone["short"]).max() > 20, f"{name} must matter"
+
+
+def test_a_negative_prompt_that_is_not_read_is_told(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    told = load_checkpoint("told", str(save_tiny_guided_checkpoint(tmp_path / "told")), choose_placement("cpu"))
+    engine = Engine()
+    engine.admit("off", make_request(guidance_scale=1.0, negative_prompt="blurry"), checkpoint)
+    engine.admit("on", make_request(negative_prompt="blurry"), checkpoint)
+    engine.admit("one row", make_request(negative_prompt="blurry"), told)
+    engine.admit("none", make_request(guidance_scale=1.0), checkpoint)
+    warnings = {event.job_id: event.warnings for event in run_to_end(engine) if isinstance(event, Prepared)}
+    assert "guidance_scale is 1 or less" in warnings["off"][0]
+    assert "is told the guidance scale" in warnings["one row"][0]
+    assert warnings["on"] == warnings["none"] == ()
+
+
+def test_rescaled_guidance_leaves_its_neighbours_alone(checkpoint: Checkpoint) -> None:
+    requests = {f"{phi}": make_request("a cat", guidance_rescale=phi, guidance_scale=9.0) for phi in (0.0, 0.7)}
+    engine = Engine()
+    for name, request in requests.items():
+        engine.admit(name, request, checkpoint)
+    together = drawn(run_to_end(engine))
+    alone = {name: draw_alone(checkpoint, request) for name, request in requests.items()}
+    for name in requests:
+        assert difference(together[name].pictures[0], alone[name]) <= TOLERANCE
+    assert difference(alone["0.0"], alone["0.7"]) > 20

@@ -120,6 +120,7 @@ BAD_BODIES: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("1 for true", {**GOOD, "previews": 1}, "field_invalid", "/previews"),
     ("true for guidance", {**GOOD, "guidance_scale": True}, "field_invalid", "/guidance_scale"),
     ("negative guidance", {**GOOD, "guidance_scale": -1}, "field_invalid", "/guidance_scale"),
+    ("rescale over 1", {**GOOD, "guidance_rescale": 1.1}, "field_invalid", "/guidance_rescale"),
     ("negative seed", {**GOOD, "seed": -1}, "field_invalid", "/seed"),
     ("seed over 2^63", {**GOOD, "seed": 2**63}, "field_invalid", "/seed"),
     ("format gif", {**GOOD, "output_format": "gif"}, "field_invalid", "/output_format"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.autoencoder import Autoencoder
 from models.batch import step_together
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.denoiser import Denoiser, Rows
 from models.device import choose_placement
 from models.engine import Drawn, Engine, step_table_of
 from models.request import InpaintingRequest, PictureRequest, TextToImageRequest
@@ -75,7 +76,7 @@ def slot_of(checkpoint: Checkpoint, request: InpaintingRequest, mask: np.ndarray
     generator = torch.Generator().manual_seed(request.seed)
     begun = start(table, encoded, request.strength, SHAPE, generator)
     states = checkpoint.conditioner.encode([request.prompt, ""])
-    conditioning = Conditioning(states[0], states[1], request.guidance_scale, begun.extra)
+    conditioning = Conditioning(states[0], states[1], request.guidance_scale, extra=begun.extra)
     registers = torch.zeros(table.num_registers, *SHAPE)
     key = GroupKey(checkpoint.name, SHAPE, checkpoint.conditioner.context_length())
     return Slot("job", 0, key, table, conditioning, generator, begun.latents, registers, begun.known)
@@ -168,12 +169,12 @@ def test_tasks_of_one_network_share_its_calls_and_do_not_touch_each_other(
 
 def test_a_batch_takes_as_many_calls_as_its_longest_job(four: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    predict = type(four.denoiser).predict
+    predict = Denoiser.predict
 
-    def counted(self: Any, latents: Tensor, *rest: Any) -> Tensor:
-        calls.append(len(latents))
-        return predict(self, latents, *rest)
+    def counted(self: Denoiser, rows: Rows) -> Tensor:
+        calls.append(len(rows))
+        return predict(self, rows)
 
-    monkeypatch.setattr(type(four.denoiser), "predict", counted)
+    monkeypatch.setattr(Denoiser, "predict", counted)
     draw(four, (TextToImageRequest(**fields(num_inference_steps=8)), None), (inpainting(), left_half()))
     assert calls == [4] * 8

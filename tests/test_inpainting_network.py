@@ -20,7 +20,7 @@ from torch import Tensor
 from models.batch import step_together
 from models.capacity import measure_rows
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.denoiser import Denoiser
+from models.denoiser import Denoiser, Rows
 from models.device import choose_placement
 from models.engine import Drawn, Engine, EngineSettings
 from models.errors import CheckpointRefused
@@ -167,7 +167,7 @@ def make_slot(checkpoint: Checkpoint, prompt: str, extra: Tensor | None, sampler
     key = GroupKey(checkpoint.name, shape, CONTEXT)
     latents, registers = normal(3, *shape), torch.zeros((table.num_registers, *shape))
     return Slot(
-        prompt, 0, key, table, Conditioning(positive, negative, 4.0, extra), torch.Generator(), latents, registers
+        prompt, 0, key, table, Conditioning(positive, negative, 4.0, extra=extra), torch.Generator(), latents, registers
     )
 
 
@@ -216,7 +216,9 @@ def test_each_row_gets_its_own_extra_channels_however_the_call_is_split(
 def test_a_network_of_latents_only_is_never_given_more(tmp_path: Path) -> None:
     denoiser = Denoiser(load_unet(save_tiny_checkpoint(tmp_path / "four")))
     with pytest.raises(AssertionError, match="latents only"):
-        denoiser.predict(normal(1, 1, 4, 8, 8), torch.ones(1), normal(2, 1, CONTEXT, 32), [normal(3, 5, 8, 8)])
+        denoiser.predict(
+            Rows(normal(1, 1, 4, 8, 8), torch.ones(1), normal(2, 1, CONTEXT, 32), extras=[normal(3, 5, 8, 8)])
+        )
 
 
 def test_its_rows_are_measured_like_any_others(checkpoint: Checkpoint) -> None:

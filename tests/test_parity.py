@@ -23,7 +23,12 @@ from models.engine import Broken, Drawn, Engine, EngineSettings
 from models.four_channel_view import four_channel_view
 from models.request import TASKS, ImageToImageRequest, InpaintingRequest, PictureRequest, TextToImageRequest
 from models.samplers import SAMPLERS
-from tests.tiny import save_tiny_checkpoint, save_tiny_inpainting_checkpoint
+from tests.tiny import (
+    save_tiny_checkpoint,
+    save_tiny_guided_checkpoint,
+    save_tiny_inpainting_checkpoint,
+    save_tiny_sdxl_checkpoint,
+)
 
 TOLERANCE = 2
 """Levels of 255, of any channel of any pixel."""
@@ -62,7 +67,7 @@ def make_requests() -> list[PictureRequest]:
     requests: list[PictureRequest] = []
     for sampler, entry in SAMPLERS.items():
         for schedule in entry.noise_schedules:
-            index = len(requests)
+            index = len(requests) // 4  # requests a noise schedule
             fields: dict[str, Any] = {
                 "model": "tiny",
                 "prompt": f"picture {index}",
@@ -76,7 +81,8 @@ def make_requests() -> list[PictureRequest]:
                 "seed": 1000 + index,
                 "num_images": 1,
             }
-            requests.append(TextToImageRequest(**fields))
+            rescale = 0.7 if index % 4 == 0 else 0.0  # diffusers offers it for text-to-image alone
+            requests.append(TextToImageRequest(**fields, guidance_rescale=rescale))
             requests.append(ImageToImageRequest(**fields, image=UPLOAD, strength=STRENGTH))
             for strength in (1.0, STRENGTH):
                 requests.append(
@@ -131,6 +137,20 @@ def make_pipelines_of_view(folder: Path) -> Pipelines:
     return of_every_task(text, inpainting.unet)
 
 
+def make_sdxl_pipelines(folder: Path) -> Pipelines:
+    text = diffusers.StableDiffusionXLPipeline.from_pretrained(
+        folder, use_safetensors=True, low_cpu_mem_usage=False, add_watermarker=False
+    )
+    parts = text.components | {"force_zeros_for_empty_prompt": True, "add_watermarker": False}
+    return silent(
+        {
+            "text-to-image": text,
+            "image-to-image": diffusers.StableDiffusionXLImg2ImgPipeline(**parts),
+            "inpainting": diffusers.StableDiffusionXLInpaintPipeline(**parts),
+        }
+    )
+
+
 def of_every_task(text: Any, inpainting_unet: Any) -> Pipelines:
     parts, unchecked = text.components, {"requires_safety_checker": False}
     pipelines = {
@@ -138,6 +158,10 @@ def of_every_task(text: Any, inpainting_unet: Any) -> Pipelines:
         "image-to-image": diffusers.StableDiffusionImg2ImgPipeline(**parts, **unchecked),
         "inpainting": diffusers.StableDiffusionInpaintPipeline(**parts | {"unet": inpainting_unet}, **unchecked),
     }
+    return silent(pipelines)
+
+
+def silent(pipelines: Pipelines) -> Pipelines:
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
     return pipelines
@@ -154,6 +178,10 @@ def draw_theirs(pipeline: Any, config: dict[str, Any], request: PictureRequest) 
         "guidance_scale": request.guidance_scale,
         "generator": torch.Generator("cpu").manual_seed(request.seed),
     }
+    if request.clip_skip:
+        options["clip_skip"] = request.clip_skip
+    if request.guidance_rescale:
+        options["guidance_rescale"] = request.guidance_rescale
     if request.sampler == "tcd":
         options["eta"] = 0.3  # gamma of arXiv 2402.19159 and the scheduler's default; the pipelines' own default is 0
     if isinstance(request, ImageToImageRequest | InpaintingRequest):
@@ -202,6 +230,30 @@ def test_a_nine_channel_network_draws_what_its_four_channel_view_draws_in_diffus
     folder = save_tiny_inpainting_checkpoint(tmp_path / "tiny")
     differences = measure(folder, make_shorter_requests(), make_pipelines_of_view(folder))
     assert {sampler for _, sampler, _ in differences} == set(DIFFUSERS)
+    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
+    assert not wrong
+
+
+def test_sdxl_draws_what_its_pipelines_draw(tmp_path: Path) -> None:
+    folder = save_tiny_sdxl_checkpoint(tmp_path / "tiny")
+    # diffusers skips layers for the prompt alone, we for the negative prompt, too: compared without one.
+    requests = [
+        request.model_copy(update={"clip_skip": int(request.negative_prompt is None and request.seed % 2)})
+        for request in make_shorter_requests()
+    ]
+    kinds = {(request.negative_prompt is None, request.has_guidance, request.clip_skip) for request in requests}
+    assert kinds >= {(True, True, 0), (True, True, 1), (False, True, 0)}
+    differences = measure(folder, requests, make_sdxl_pipelines(folder))
+    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
+    assert not wrong
+
+
+def test_a_network_that_is_told_the_guidance_scale_takes_one_row(tmp_path: Path) -> None:
+    folder = save_tiny_guided_checkpoint(tmp_path / "tiny")
+    chosen = ("lcm", "tcd", "euler", "ddim")
+    requests = [request for request in make_shorter_requests() if request.sampler in chosen]
+    differences = measure(folder, requests, make_pipelines(folder))
+    assert len(differences) == len(chosen) * len(TASKS)
     wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
     assert not wrong
 

@@ -99,7 +99,7 @@ def test_a_prompt_fills_the_window_with_end_tokens(tokenizer: Any, prompt: str) 
 
 
 def test_prompts_are_encoded_as_the_pipelines_of_diffusers_encode_them(checkpoint: Checkpoint, pipeline: Any) -> None:
-    ours = checkpoint.conditioner.encode(PROMPTS)
+    ours = [text.states for text in checkpoint.conditioner.encode(PROMPTS)]
     for prompt, states in zip(PROMPTS, ours, strict=True):
         theirs, negative = pipeline.encode_prompt(prompt, "cpu", 1, True, negative_prompt="")
         assert states.shape == (CONTEXT, 32)

@@ -14,7 +14,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 CONTEXT = 24
 SIDE = 64
@@ -41,6 +41,36 @@ def save_tiny_inpainting_checkpoint(folder: Path, *, seed: int = 0) -> Path:
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionInpaintPipeline"}))
     (folder / "denoised.json").write_text('{"text_to_image": "zero-channels"}')
+    return folder
+
+
+def save_tiny_guided_checkpoint(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny checkpoint whose UNet is told the guidance scale, as latent consistency models are."""
+    return save_tiny_checkpoint(folder, seed=seed, time_cond_proj_dim=32)
+
+
+def save_tiny_sdxl_checkpoint(folder: Path, *, seed: int = 0, channels: int = 4) -> Path:
+    """Write a tiny SDXL checkpoint of SIDE x SIDE pixels: two text encoders, sizes and pooled prompt told."""
+    save_tiny_checkpoint(folder, seed=seed, channels=channels, is_sdxl=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        second = CLIPTextModelWithProjection(_text_config(512, CONTEXT, 3)).eval()
+        with torch.no_grad():
+            second.get_input_embeddings().weight.mul_(50)
+    second.save_pretrained(folder / "text_encoder_2", safe_serialization=True)
+    tokenizer = _make_tokenizer()
+    tokenizer.pad_token = "!"  # as in SDXL, where the second one pads with token 0
+    tokenizer.save_pretrained(folder / "tokenizer_2")
+    index = json.loads((folder / "model_index.json").read_text())
+    own = {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
+    }
+    left_out = ("safety_checker", "requires_safety_checker")
+    rest = {name: value for name, value in index.items() if name not in left_out}
+    (folder / "model_index.json").write_text(json.dumps(rest | own))
     return folder
 
 
@@ -74,12 +104,20 @@ def save_trained_tokenizer(folder: Path, texts: Sequence[str], *, pieces: int, c
 
 
 def save_tiny_checkpoint(
-    folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, width: int = 32, channels: int = 4
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    seed: int = 0,
+    width: int = 32,
+    channels: int = 4,
+    time_cond_proj_dim: int | None = None,
+    is_sdxl: bool = False,
 ) -> Path:
     """Write a tiny SD 1.x class checkpoint of SIDE x SIDE pixels into `folder` and return it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet, vae, text_encoder = _make_unet(width, channels), _make_vae(), _make_text_encoder(512, CONTEXT)
+        unet = _make_unet(width, channels, time_cond_proj_dim, is_sdxl)
+        vae, text_encoder = _make_vae(), _make_text_encoder(512, CONTEXT, 3 if is_sdxl else 2)
     for network, name in ((unet, "unet"), (vae, "vae"), (text_encoder, "text_encoder")):
         network.save_pretrained(folder / name, safe_serialization=True)
     _make_tokenizer().save_pretrained(folder / "tokenizer")
@@ -103,7 +141,8 @@ def save_tiny_checkpoint(
     return folder
 
 
-def _make_unet(width: int, channels: int) -> UNet2DConditionModel:
+def _make_unet(width: int, channels: int, time_cond_proj_dim: int | None, is_sdxl: bool) -> UNet2DConditionModel:
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8} if is_sdxl else {}
     unet = UNet2DConditionModel(
         sample_size=SIDE // 8,
         in_channels=channels,
@@ -111,13 +150,20 @@ def _make_unet(width: int, channels: int) -> UNet2DConditionModel:
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
+        cross_attention_dim=64 if is_sdxl else 32,
         attention_head_dim=8,
         norm_num_groups=8,
+        time_cond_proj_dim=time_cond_proj_dim,
+        projection_class_embeddings_input_dim=32 + 6 * 8 if is_sdxl else None,
+        **added,
     ).eval()
     latents = torch.randn(4, channels, SIDE // 8, SIDE // 8)
+    context = torch.randn(4, CONTEXT, unet.config.cross_attention_dim)
+    told = {"text_embeds": torch.randn(4, 32), "time_ids": torch.full((4, 6), 64.0)}
+    guidance = torch.randn(4, time_cond_proj_dim) if time_cond_proj_dim else None
     with torch.no_grad():
-        out = unet(latents, torch.tensor([10.0, 300.0, 600.0, 900.0]), torch.randn(4, CONTEXT, 32)).sample
+        timesteps = torch.tensor([10.0, 300.0, 600.0, 900.0])
+        out = unet(latents, timesteps, context, timestep_cond=guidance, added_cond_kwargs=told).sample
         unet.conv_out.weight.mul_(1.0 / out.std())
     return unet
 
@@ -141,24 +187,28 @@ def _make_vae() -> AutoencoderKL:
     return vae
 
 
-def _make_text_encoder(pieces: int, context: int) -> CLIPTextModel:
+def _make_text_encoder(pieces: int, context: int, layers: int = 2) -> CLIPTextModel:
     """For a tokenizer of `pieces` pieces, with the start and the end token behind them."""
-    config = CLIPTextConfig(
+    text_encoder = CLIPTextModel(_text_config(pieces, context, layers)).eval()
+    with torch.no_grad():
+        # CLIP's initial embeddings are tiny; louder ones make prompts matter.
+        text_encoder.get_input_embeddings().weight.mul_(50)
+    return text_encoder
+
+
+def _text_config(pieces: int, context: int, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=pieces + 2,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        projection_dim=32,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=context,
         bos_token_id=pieces,
         eos_token_id=pieces + 1,
         pad_token_id=pieces + 1,
     )
-    text_encoder = CLIPTextModel(config).eval()
-    with torch.no_grad():
-        # CLIP's initial embeddings are tiny; louder ones make prompts matter.
-        text_encoder.get_input_embeddings().weight.mul_(50)
-    return text_encoder
 
 
 def _make_tokenizer() -> PreTrainedTokenizerFast:

@@ -29,6 +29,7 @@ def describe_model(checkpoint: Checkpoint) -> ModelEntry:
             noise_schedule=defaults.noise_schedule,
             strength=defaults.strength,
             clip_skip=defaults.clip_skip,
+            guidance_rescale=defaults.guidance_rescale,
         ),
         size_multiple=SIZE_MULTIPLE,
         min_size=checkpoint.min_size,

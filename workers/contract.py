@@ -231,6 +231,7 @@ class ModelDefaults(Value):
     noise_schedule: str
     strength: float = 0.8
     clip_skip: int = 0
+    guidance_rescale: float = 0.0
 
 
 class ModelEntry(Value):

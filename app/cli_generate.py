@@ -95,6 +95,8 @@ def request_body(options: argparse.Namespace) -> dict[str, Any]:
     body["output_format"] = output_format(options)
     if options.image is not None:
         body |= {"task": "image-to-image", "image": _file(options.image, "--image")}
+    if options.upscale:
+        body["task"] = "upscale"
     if options.mask is not None:
         body |= {"task": "inpainting", "mask_image": _file(options.mask, "--mask")}
     if options.outpaint is not None:

@@ -157,6 +157,8 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     add("-n", "--num-images", dest="count", type=_number(1, 1000), default=1, metavar="N", help="pictures to draw"
         " (default 1); the next one has the next seed")  # fmt: skip
     add("--image", type=Path, metavar="FILE", help="picture to start from (PNG, JPEG, WebP), for image to image")
+    add("--upscale", action="store_true", help="with --image, enlarge it with a model made for that; the prompt may be"
+        " empty")  # fmt: skip
     add("--strength", type=_finite, metavar="S", help="with --image, how far to go from it: 0.3 retouches, 0.8 keeps"
         " the composition, 1 keeps only the size")  # fmt: skip
     add("--mask", type=Path, metavar="FILE", help="with --image, what of it to draw anew: white in a picture of the"

@@ -18,6 +18,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     ├── fields                         field_invalid  field_unknown
     ├── prompt                         prompt_empty  prompt_too_long  clip_skip_out_of_range
     ├── what to draw                   size_invalid  steps_out_of_range  num_images_out_of_range
+    │                                  noise_level_out_of_range
     ├── with what                      model_unknown  task_unavailable  sampler_unknown  noise_schedule_unknown
     ├── uploads                        image_not_base64  image_format_unsupported  image_broken  image_too_large
     │                                  image_animated  image_mode_unsupported  upload_unknown
@@ -125,6 +126,11 @@ def _table() -> dict[str, ErrorKind]:
         ),
         "steps_out_of_range": kind(
             422, "The sampler cannot run that many steps", "Send steps within the sampler's limits in GET /models."
+        ),
+        "noise_level_out_of_range": kind(
+            422,
+            "The upscaler does not know that noise level",
+            "Send at most `max_noise_level` of GET /models, or leave it out.",
         ),
         "num_images_out_of_range": kind(
             422, "Not that many pictures at once", "Send at most `max_images` of GET /models; use several requests."

@@ -200,7 +200,7 @@ def _text(data: bytes, what: str) -> str:
 _FORM_INTEGERS = frozenset(
     {
         *("width", "height", "num_inference_steps", "seed", "num_images", "clip_skip"),
-        *("mask_blur", "padding_mask_crop"),
+        *("mask_blur", "padding_mask_crop", "noise_level"),
         *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
     }
 )

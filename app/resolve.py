@@ -22,6 +22,7 @@ from app.schemas import (
     AnyBody,
     InpaintingBody,
     TextToImageBody,
+    UpscaleBody,
 )
 from app.uploads import MaskUpload, Upload
 from models.region import Size, box_after_outpainting, canvas_for
@@ -31,6 +32,7 @@ from models.request import (
     ImageToImageRequest,
     InpaintingRequest,
     TextToImageRequest,
+    UpscaleRequest,
     fold_name,
 )
 from workers.contract import ModelEntry, SamplerEntry
@@ -115,6 +117,8 @@ def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
     if isinstance(body, TextToImageBody):
         return TextToImageRequest(**common)
     assert uploads.image is not None, "an image task came without its upload. This is a bug."
+    if isinstance(body, UpscaleBody):
+        return UpscaleRequest(**common, image=uploads.image.reference, noise_level=_resolve_noise_level(body, entry))
     default = 1.0 if isinstance(body, InpaintingBody) else entry.defaults.strength
     common |= {"image": uploads.image.reference, "strength": _resolve_strength(body.strength, default, steps)}
     if not isinstance(body, InpaintingBody):
@@ -138,6 +142,16 @@ def _resolve_clip_skip(body: AnyBody, entry: ModelEntry) -> int:
         what = f"{entry.name} can leave out 0 to {entry.max_clip_skip} layers, not {_number(body.clip_skip)}."
         raise field_problem("clip_skip_out_of_range", "clip_skip", what)
     return body.clip_skip
+
+
+def _resolve_noise_level(body: UpscaleBody, entry: ModelEntry) -> int:
+    highest = entry.max_noise_level or 0
+    if body.noise_level is None:
+        return min(entry.defaults.noise_level, highest)
+    if body.noise_level > highest:
+        what = f"{entry.name} knows noise levels from 0 to {highest}, not {_number(body.noise_level)}."
+        raise field_problem("noise_level_out_of_range", "noise_level", what)
+    return body.noise_level
 
 
 def _resolve_strength(given: float | None, default: float, steps: int) -> float:
@@ -197,7 +211,24 @@ def _resolve_steps(body: AnyBody, entry: ModelEntry, sampler: SamplerEntry) -> i
     return body.num_inference_steps
 
 
+def _enlarged(body: UpscaleBody, entry: ModelEntry, image: Upload) -> Size:
+    """The model's factor times the upload; a size that was sent may only say the same."""
+    factor = entry.upscale_factor or 1
+    size = factor * image.width, factor * image.height
+    for name, asked, there in (("width", body.width, size[0]), ("height", body.height, size[1])):
+        if asked is not None and asked != there:
+            what = f"{entry.name} enlarges {factor} times, to {size[0]} x {size[1]}: leave {name} out."
+            raise field_problem("size_invalid", name, what)
+    if max(size) > entry.max_size:
+        what = f"{size[0]} x {size[1]} would have a side of more than {entry.max_size} pixels."
+        raise field_problem("size_invalid", "image", what)
+    return size
+
+
 def _resolve_size(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> Size:
+    if isinstance(body, UpscaleBody):
+        assert uploads.image is not None, "an image task came without its upload. This is a bug."
+        return _enlarged(body, entry, uploads.image)
     for name, pixels in (("width", body.width), ("height", body.height)):
         if pixels is None or (entry.min_size <= pixels <= entry.max_size and pixels % entry.size_multiple == 0):
             continue
@@ -261,7 +292,7 @@ def _fitting(pixels: float, entry: ModelEntry) -> int:
 
 
 def _check_prompts(body: AnyBody) -> None:
-    if not body.prompt.strip():
+    if not body.prompt.strip() and not isinstance(body, UpscaleBody):
         raise field_problem("prompt_empty", "prompt", "`prompt` has no word in it.")
     for name, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt or "")):
         if len(text) > MAX_PROMPT_CHARACTERS:

@@ -20,6 +20,7 @@ from models.request import (
     InpaintingRequest,
     PromptSyntax,
     TextToImageRequest,
+    UpscaleRequest,
 )
 from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings
 
@@ -49,6 +50,9 @@ INPAINTING_EXAMPLE: dict[str, Any] = {
     "YGAAAALUAEMQ6XlWAAAAAElFTkSuQmCC",
     "seed": 42,
 }
+
+
+UPSCALE_EXAMPLE: dict[str, Any] = {"task": "upscale", "image": IMAGE_TO_IMAGE_EXAMPLE["image"], "seed": 42}
 
 
 class Wire(BaseModel):
@@ -186,7 +190,24 @@ class InpaintingBody(PictureBody):
         return self.outpaint_left, self.outpaint_top, self.outpaint_right, self.outpaint_bottom
 
 
-AnyBody = TextToImageBody | ImageToImageBody | InpaintingBody
+class UpscaleBody(PictureBody):
+    """A picture enlarged by a model that was made for it, such as four times a side."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [UPSCALE_EXAMPLE]})
+
+    task: Literal["upscale"]
+    prompt: str = Field("", description="What the picture shows, for a model that reads prompts.")
+    width: int | None = Field(None, description="Left out, or the factor of the model times the width of `image`.")
+    height: int | None = Field(None, description="Left out, or the factor of the model times the height of `image`.")
+    image: str = Field(description="As for image-to-image. Of any size; a large one is drawn in tiles.")
+    noise_level: int | None = Field(
+        None,
+        ge=0,
+        description="How much noise is laid over `image` first: more lets the network invent more, less keeps to it.",
+    )
+
+
+AnyBody = TextToImageBody | ImageToImageBody | InpaintingBody | UpscaleBody
 GenerateBody = Annotated[AnyBody, Field(discriminator="task")]
 GENERATE_BODY: TypeAdapter[AnyBody] = TypeAdapter(GenerateBody)
 DEFAULT_TASK = "text-to-image"
@@ -225,7 +246,15 @@ class UnderstoodInpainting(InpaintingRequest):
     priority: Priority
 
 
-AnyUnderstood = UnderstoodTextToImage | UnderstoodImageToImage | UnderstoodInpainting
+class UnderstoodUpscale(UpscaleRequest):
+    """The request with every default filled in and the upload as its digest; sending it again repeats the picture."""
+
+    output_format: OutputFormat
+    previews: bool
+    priority: Priority
+
+
+AnyUnderstood = UnderstoodTextToImage | UnderstoodImageToImage | UnderstoodInpainting | UnderstoodUpscale
 UnderstoodRequest = Annotated[AnyUnderstood, Field(discriminator="task")]
 UNDERSTOOD: TypeAdapter[AnyUnderstood] = TypeAdapter(UnderstoodRequest)
 
@@ -319,6 +348,8 @@ class LimitsDocument(Document):
     token_limit: int = Field(description="Tokens of a prompt that the network sees; the rest is cut with a warning.")
     window_tokens: int = Field(description="Of them those that are read at once; all that a `plain` prompt has.")
     max_clip_skip: int = Field(description="Layers of the text encoder that can be left out.")
+    upscale_factor: int | None = Field(description="Of an upscaler: what it multiplies both sides by.")
+    max_noise_level: int | None = Field(description="Of an upscaler.")
     max_prompt_characters: int
 
 

@@ -33,12 +33,13 @@ class Posterior:
 class Autoencoder:
     """An AutoencoderKL."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, scaling_factor: float | None = None) -> None:
+        """`scaling_factor`: instead of the one in its configuration."""
         self._vae = vae
         self.factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
         """Pixels per latent, f of the paper."""
         self.latent_channels: int = vae.config.latent_channels
-        self._scaling_factor: float = vae.config.scaling_factor
+        self._scaling_factor: float = scaling_factor or vae.config.scaling_factor
 
     @torch.inference_mode()
     def encode(self, image: Image.Image, width: int, height: int, hole: NDArray[np.bool_] | None = None) -> Posterior:

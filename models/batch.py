@@ -77,6 +77,7 @@ def _rows(ordered: Sequence[Slot], guided: int, latents: Tensor) -> Rows:
         guidance_scales=torch.tensor([slot.conditioning.guidance_scale for slot in twice], device=device),
         pooled=_stacked([text.pooled for text in texts if text is not None]),
         time_ids=_stacked([slot.conditioning.time_ids for slot in twice]),
+        noise_levels=_noise_levels([slot.conditioning.noise_level for slot in twice], device),
     )
 
 
@@ -84,6 +85,11 @@ def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """All of them, or None where a network has none."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if present else None
+
+
+def _noise_levels(levels: Sequence[int | None], device: torch.device) -> Tensor | None:
+    known = [level for level in levels if level is not None]
+    return torch.tensor(known, device=device) if known else None
 
 
 def _rescaled(mixed: Tensor, positive: Tensor, phis: Tensor) -> Tensor:

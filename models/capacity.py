@@ -117,6 +117,7 @@ def trial_rows(checkpoint: Checkpoint, rows: int, side: int) -> Rows:
         guidance_scales=torch.ones(rows, device=device),
         pooled=None if text.pooled is None else text.pooled.expand(rows, -1),
         time_ids=torch.zeros(rows, 6, device=device) if denoiser.is_sdxl else None,
+        noise_levels=None if denoiser.max_noise_level is None else torch.zeros(rows, dtype=torch.long, device=device),
     )
 
 

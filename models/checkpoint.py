@@ -12,21 +12,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from models.autoencoder import Autoencoder
-from models.checkpoint_files import DEFAULTS, INDEX, components_of, find_folder, read_json, weight_files
-from models.conditioning import TextConditioner
+from models.checkpoint_files import (
+    DEFAULTS,
+    INDEX,
+    LOW_RES_SCHEDULER,
+    UPSCALER,
+    components_of,
+    find_folder,
+    read_json,
+    weight_files,
+)
+from models.conditioning import NoText, TextConditioner
 from models.denoiser import Denoiser
 from models.device import Placement
 from models.errors import CheckpointRefused
-from models.request import SIZE_MULTIPLE, TASKS
+from models.request import SIZE_MULTIPLE
 from models.table_cache import StepTables
 from models.text_encoder import TextEncoder
 
+_ALL = ("text-to-image", "image-to-image", "inpainting")
 _LATENT_CHANNELS = 4
 _INPAINTING_CHANNELS = 9
 """Latents 4, mask 1, latents of the masked picture 4: the order of diffusers' inpainting networks."""
+_UPSCALER_CHANNELS = 7
+"""Latents 4, small picture 3: the order of diffusers' upscaling pipeline."""
+_UPSCALER_SCALING = 0.08333
+"""That pipeline puts this scaling factor in the place of any other."""
+_UPSCALER_SIDE = 8192
+"""Pixels a side of the largest answer of an upscaler; it takes six bytes a pixel of memory, and a megabyte a tile."""
 _ZERO_CHANNELS = "zero-channels"
 """Value of `text_to_image` in `denoised.json`: the network was trained to draw from text alone where mask and masked
 latents are zero. Other inpainting networks expect a full mask and the latents of a grey picture there, and are served
@@ -66,6 +84,22 @@ class Defaults(BaseModel):
     strength: float = Field(0.8, gt=0, le=1)
     clip_skip: int = Field(0, ge=0)
     guidance_rescale: float = Field(0.0, ge=0, le=1)
+    noise_level: int = Field(20, ge=0)
+
+
+@dataclass(frozen=True)
+class Upscaling:
+    """What makes a checkpoint an upscaler. factor: pixels of the answer per pixel of the upload, a side. scales:
+    signal and noise of each noise level, (levels, 2). tile: pixels of the upload a side that are drawn at once."""
+
+    factor: int
+    scales: Tensor
+    tile: int
+    overlap: int = 16
+
+    @property
+    def max_noise_level(self) -> int:
+        return len(self.scales) - 1
 
 
 @dataclass(frozen=True)
@@ -73,7 +107,7 @@ class Checkpoint:
     """Networks of one model, in memory on one device. Frozen; the caches inside belong to the engine's loop."""
 
     name: str
-    conditioner: TextConditioner
+    conditioner: TextConditioner | NoText
     denoiser: Denoiser
     autoencoder: Autoencoder
     tables: StepTables
@@ -84,13 +118,14 @@ class Checkpoint:
     """SHA-256 over the weight files, in the order of their names."""
     size_bytes: int
     """Of the weights in memory."""
-    tasks: tuple[str, ...] = TASKS
+    tasks: tuple[str, ...]
     zeroes_absent_negative: bool = False
     """Without a negative prompt the network is given zeros, not the empty prompt (SDXL)."""
     min_size: int = 64
     max_size: int = 2048
     """Pixels a side; larger canvases need a tiled decode."""
     max_images: int = 16
+    upscaling: Upscaling | None = None
 
     @property
     def prediction_type(self) -> str:
@@ -109,8 +144,19 @@ class Checkpoint:
         return self.conditioner.max_clip_skip
 
     @property
+    def upscale_factor(self) -> int | None:
+        return self.upscaling.factor if self.upscaling else None
+
+    @property
+    def max_noise_level(self) -> int | None:
+        return self.upscaling.max_noise_level if self.upscaling else None
+
+    @property
     def max_pixels(self) -> int:
-        """Pixels a picture: nine times the area it was trained on, at least a megapixel, at most max_size squared."""
+        """Pixels a picture: nine times the area it was trained on, at least a megapixel, at most max_size squared; of
+        an upscaler, which draws in tiles, all of max_size squared."""
+        if self.upscaling:
+            return self.max_size**2
         trained = self.defaults.width * self.defaults.height
         return min(self.max_size**2, max(9 * trained, 1024 * 1024))
 
@@ -132,16 +178,23 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     folder = find_folder(source)
     index, components, weights = read_json(folder / INDEX), components_of(folder), weight_files(folder)
     own = read_json(folder / DEFAULTS) if (folder / DEFAULTS).is_file() else {}
-    tasks = _tasks_of(read_json(folder / "unet" / "config.json"), own.pop("text_to_image", None), source)
+    is_upscaler = index["_class_name"] == UPSCALER
+    unet_config = read_json(folder / "unet" / "config.json")
+    if is_upscaler:
+        tasks = _tasks_of_upscaler(unet_config, source)
+    else:
+        tasks = _tasks_of(unet_config, own.pop("text_to_image", None), source)
     networks = {
         component: _load_network(class_name, folder / component, weights[component], placement)
         for component, class_name in components.items()
     }
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-    denoiser, autoencoder = Denoiser(networks["unet"]), Autoencoder(networks["vae"])
+    denoiser = Denoiser(networks["unet"])
+    autoencoder = Autoencoder(networks["vae"], _UPSCALER_SCALING if is_upscaler else None)
+    upscaling = _load_upscaling(folder, denoiser, autoencoder) if is_upscaler else None
     return Checkpoint(
         name=name,
-        conditioner=_load_conditioner(folder, networks),
+        conditioner=_load_conditioner(folder, networks) if "text_encoder" in networks else NoText(denoiser.device),
         denoiser=denoiser,
         autoencoder=autoencoder,
         tables=StepTables(scheduler_config),
@@ -151,6 +204,8 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
         digest=_digest(folder, [file for files in weights.values() for file in files]),
         size_bytes=sum(_size_bytes(network) for network in networks.values()),
         tasks=tasks,
+        upscaling=upscaling,
+        max_size=_UPSCALER_SIDE if is_upscaler else Checkpoint.max_size,
         zeroes_absent_negative=denoiser.is_sdxl and bool(index.get("force_zeros_for_empty_prompt")),
     )
 
@@ -170,7 +225,31 @@ def _tasks_of(unet_config: Mapping[str, Any], convention: object, source: str) -
             f"{DEFAULTS} says text_to_image is {convention!r}, but the UNet of {source!r} has 4 input channels:"
             " there is none to leave zero. Remove the line."
         )
-    return ("inpainting",) if channels == _INPAINTING_CHANNELS and convention is None else TASKS
+    return ("inpainting",) if channels == _INPAINTING_CHANNELS and convention is None else _ALL
+
+
+def _tasks_of_upscaler(unet_config: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    channels, out_channels = unet_config.get("in_channels", 4), unet_config.get("out_channels", 4)
+    if (channels, out_channels) != (_UPSCALER_CHANNELS, _LATENT_CHANNELS) or not unet_config.get("num_class_embeds"):
+        raise CheckpointRefused(
+            f"The UNet of {source!r} has {channels} input and {out_channels} output channels and"
+            f" {unet_config.get('num_class_embeds') or 'no'} noise levels; upscalers with 7 and 4 channels and some"
+            " levels are served."
+        )
+    return ("upscale",)
+
+
+def _load_upscaling(folder: Path, denoiser: Denoiser, autoencoder: Autoencoder) -> Upscaling:
+    """Signal and noise of the noise levels, by the checkpoint's second scheduler."""
+    from diffusers import DDPMScheduler
+
+    config = read_json(folder / LOW_RES_SCHEDULER / "scheduler_config.json")
+    alphas = DDPMScheduler.from_config(config).alphas_cumprod
+    assert denoiser.max_noise_level is not None, "An upscaler without noise levels was let in. This is a bug."
+    told = read_json(folder / INDEX).get("max_noise_level", denoiser.max_noise_level)
+    alphas = alphas[: min(int(told), denoiser.max_noise_level) + 1]
+    scales = torch.stack([alphas.sqrt(), (1 - alphas).sqrt()], dim=1)
+    return Upscaling(autoencoder.factor, scales, denoiser.sample_size)
 
 
 def _load_network(class_name: str, folder: Path, files: list[Path], placement: Placement) -> Any:

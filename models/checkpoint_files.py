@@ -40,9 +40,12 @@ PIPELINES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             ),
             _SDXL,
         ),
+        "StableDiffusionUpscalePipeline": _SD,
     }
 )
 """Class in `model_index.json` of the checkpoints that are served -> its networks: folder -> class."""
+UPSCALER = "StableDiffusionUpscalePipeline"
+LOW_RES_SCHEDULER = "low_res_scheduler"
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 _File = TypeVar("_File", bound=PurePath)
@@ -91,7 +94,7 @@ def _fetch(source: str) -> Path:
 
 def files_to_fetch(names: Sequence[PurePosixPath]) -> list[PurePosixPath]:
     """Of the files of a repository in diffusers layout, those that `load_checkpoint` reads."""
-    folders = (*_SDXL, "scheduler", *_TOKENIZERS)
+    folders = (*_SDXL, "scheduler", LOW_RES_SCHEDULER, *_TOKENIZERS)
     small = [
         name
         for name in names
@@ -119,11 +122,14 @@ def components_of(folder: Path) -> Mapping[str, str]:
         raise CheckpointRefused(
             f"{str(folder)!r} is a {pipeline}; checkpoints of {' and '.join(sorted(PIPELINES))} are served."
         )
-    for component, expected in PIPELINES[pipeline].items():
+    networks = dict(PIPELINES[pipeline])
+    if pipeline == UPSCALER and not any(index.get("text_encoder") or ()):
+        del networks["text_encoder"]  # it reads no prompt
+    for component, expected in networks.items():
         _, class_name = index.get(component) or (None, None)
         if class_name != expected:
             raise CheckpointRefused(f"The {component} of {str(folder)!r} is a {class_name}; a {expected} is needed.")
-    return PIPELINES[pipeline]
+    return networks
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -190,6 +190,25 @@ class TextConditioner:
         return texts
 
 
+class NoText:
+    """In place of a TextConditioner where a network reads no prompt."""
+
+    encoders: tuple[TextEncoder, ...] = ()
+    window_tokens = token_limit = max_clip_skip = 0
+
+    def __init__(self, device: torch.device) -> None:
+        self._text = Text(torch.zeros(1, 1, device=device))
+
+    def context_length(self, prompts: Sequence[str] = ("",), syntax: PromptSyntax = "plain") -> int:
+        return 1
+
+    def warn_of_cut(self, prompt: str, name: str = "prompt", syntax: PromptSyntax = "plain") -> str | None:
+        return f"This model reads no {name}; it was not read." if prompt.strip() else None
+
+    def encode(self, prompts: Sequence[str], options: PromptOptions = PLAIN) -> list[Text]:
+        return [self._text for _ in prompts]
+
+
 def _frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens that a tokenizer puts before and behind a prompt."""
     inner = tokenizer("a", add_special_tokens=False).input_ids

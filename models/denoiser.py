@@ -23,6 +23,7 @@ class Rows:
     latents: (N, C, h, w) float32, already scaled by the step table. timesteps: (N,) float32, may be fractional.
     context: (N, T, D). extras: for each row (E, h, w) float32, never scaled, or None for zeros; all zeros without it.
     guidance_scales: (N,) float32, for a network that is told of it. pooled: (N, P) and time_ids: (N, 6), for SDXL.
+    noise_levels: (N,) int64, for an upscaler.
     """
 
     latents: Tensor
@@ -32,6 +33,7 @@ class Rows:
     guidance_scales: Tensor | None = None
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
+    noise_levels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -46,7 +48,8 @@ class Rows:
 
 
 class Denoiser:
-    """A UNet2DConditionModel: 4 channels in and out, or 9 in and 4 out for one that was trained to inpaint."""
+    """A UNet2DConditionModel: 4 channels in and out; 9 in and 4 out for one that was trained to inpaint, 7 and 4 for
+    one that was trained to enlarge."""
 
     def __init__(self, unet: Any) -> None:
         self._unet = unet
@@ -60,6 +63,10 @@ class Denoiser:
         """Width of the embedding that tells it the guidance scale (arXiv 2310.04378); None: guidance is two rows."""
         self.is_sdxl: bool = config.addition_embed_type == "text_time"
         """It is told the sizes of the picture and the pooled prompt (arXiv 2307.01952, section 2.2)."""
+        self.max_noise_level: int | None = config.num_class_embeds and config.num_class_embeds - 1
+        """Largest noise level of a small picture that it can be told; None: it is told none."""
+        self.multiple: int = 2 ** (len(config.block_out_channels) - 1)
+        """Sides of its latents are multiples of this, so that all its levels halve evenly."""
         # Kept: diffusers looks through all parameters to answer these, which takes milliseconds a call.
         self.device: torch.device = unet.device
         self.dtype: torch.dtype = unet.dtype
@@ -72,6 +79,7 @@ class Denoiser:
             assert rows.pooled is not None, "SDXL wants pooled prompts. This is a bug."
             assert rows.time_ids is not None, "SDXL wants time ids. This is a bug."
             added = {"text_embeds": rows.pooled.to(self.dtype), "time_ids": rows.time_ids.to(self.dtype)}
+        assert (rows.noise_levels is None) == (self.max_noise_level is None), "Noise levels. This is a bug."
         guidance = None
         if self.guidance_width is not None:
             assert rows.guidance_scales is not None, "This network is told the guidance scale. This is a bug."
@@ -81,6 +89,7 @@ class Denoiser:
             rows.timesteps,
             encoder_hidden_states=rows.context.to(self.dtype),
             timestep_cond=guidance,
+            class_labels=rows.noise_levels,
             added_cond_kwargs=added,
             return_dict=False,
         )[0]

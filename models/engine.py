@@ -28,10 +28,11 @@ from models.decode_queue import DecodeQueue
 from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
 from models.meter import LoadFigures, Meter
-from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest
+from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
 from models.slot import Conditioning, GroupKey, Slot, Text
-from models.start import Encoded, encode_uploads, start
+from models.start import Encoded, Start, encode_uploads, small_picture, start, start_tiles
 from models.step_table import StepTable
+from models.tiles import Mosaic, Tiling, tile
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +96,8 @@ class _Job:
     mask: NDArray[np.bool_] | None
     slots: tuple[Slot, ...] = ()
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
+    mosaics: dict[int, Mosaic] = field(default_factory=dict)
+    """Pictures that are enlarged in tiles and not complete yet."""
     warnings: tuple[str, ...] = ()
     admitted_at: float = field(default_factory=time.monotonic)
     prepared_at: float = 0.0
@@ -161,6 +164,8 @@ class Engine:
         job = self._jobs.get(job_id)
         if job is None or not job.slots or job.slots[0].predicted_x0 is None:
             return None
+        if isinstance(job.request, UpscaleRequest):
+            return None  # the upload is the better preview, and a tile is none
         try:
             return job.checkpoint.autoencoder.decode(job.slots[0].predicted_x0[None])[0]
         except RuntimeError as error:
@@ -187,8 +192,8 @@ class Engine:
     ) -> None:
         """Let a job join. Cheap: the work is done at the start of a later `step`, which answers Prepared or Broken.
 
-        image: the decoded upload of image-to-image, RGB, any size; for inpainting the picture of its `Canvas`, and
-        mask, (height, width) of the request, the canvas's own. What is drawn is not pasted here.
+        image: the decoded upload of image-to-image or upscale, RGB, any size; for inpainting the picture of its
+        `Canvas`, and mask, (height, width) of the request, the canvas's own. What is drawn is not pasted here.
         """
         assert job_id not in self._jobs, f"{job_id} is in the batch already. This is a bug."
         job = _Job(job_id, request, checkpoint, image, mask)
@@ -266,11 +271,14 @@ class Engine:
         if request.negative_prompt and not _has_negative(request, checkpoint):
             warnings.append(_UNREAD_FOR_MODEL if request.has_guidance else _UNREAD_WITHOUT_GUIDANCE)
         conditioning = _conditioning_of(request, checkpoint)
-        has_channels = checkpoint.denoiser.extra_channels > 0
-        encoded = encode_uploads(checkpoint.autoencoder, request, job.image, job.mask, has_channels)
-        job.slots = tuple(
-            self._make_slot(job, index, table, conditioning, encoded) for index in range(request.num_images)
-        )
+        if isinstance(request, UpscaleRequest):
+            job.slots = self._make_tiles(job, request, table, conditioning)
+        else:
+            has_channels = checkpoint.denoiser.extra_channels > 0
+            encoded = encode_uploads(checkpoint.autoencoder, request, job.image, job.mask, has_channels)
+            job.slots = tuple(
+                self._make_slot(job, index, table, conditioning, encoded) for index in range(request.num_images)
+            )
         job.image, job.mask = None, None
         job.warnings = tuple(warning for warning in warnings if warning)
         job.prepared_at = time.monotonic()
@@ -281,12 +289,41 @@ class Engine:
 
     def _make_slot(self, job: _Job, index: int, table: StepTable, conditioning: Conditioning, encoded: Encoded) -> Slot:
         generator = torch.Generator("cpu").manual_seed(job.request.seed_of(index))
-        key = _group_key(job.request, job.checkpoint)
-        begun = start(table, encoded, getattr(job.request, "strength", 1.0), key.shape, generator)
-        device = job.checkpoint.denoiser.device
-        latents = begun.latents.to(device)
-        if begun.extra is not None:
-            conditioning = replace(conditioning, extra=begun.extra.to(device))
+        shape = _group_key(job.request, job.checkpoint).shape
+        begun = start(table, encoded, getattr(job.request, "strength", 1.0), shape, generator)
+        return self._begin(job, index, table, conditioning, (begun, generator))
+
+    def _make_tiles(
+        self, job: _Job, request: UpscaleRequest, table: StepTable, conditioning: Conditioning
+    ) -> tuple[Slot, ...]:
+        """A slot for each tile of each picture, in the order of the pictures."""
+        upscaling, tiling = job.checkpoint.upscaling, _tiling_of(request, job.checkpoint)
+        assert upscaling is not None, "A request to enlarge reached a model that cannot. This is a bug."
+        assert job.image is not None, "upscale came without its upload. This is a bug."
+        small, channels = small_picture(job.image, tiling.size), job.checkpoint.denoiser.latent_channels
+        signal, noise = upscaling.scales[request.noise_level].tolist()
+        conditioning = replace(conditioning, noise_level=request.noise_level)
+        slots = []
+        for index in range(request.num_images):
+            job.mosaics[index] = Mosaic(tiling, upscaling.factor)
+            begun = start_tiles(table, small, (signal, noise), tiling, channels, request.seed_of(index))
+            slots += [self._begin(job, index, table, conditioning, own, number) for number, own in enumerate(begun)]
+        return tuple(slots)
+
+    def _begin(
+        self,
+        job: _Job,
+        index: int,
+        table: StepTable,
+        conditioning: Conditioning,
+        begun: tuple[Start, torch.Generator],
+        number: int = 0,
+    ) -> Slot:
+        beginning, generator = begun
+        key, device = _group_key(job.request, job.checkpoint), job.checkpoint.denoiser.device
+        latents = beginning.latents.to(device)
+        if beginning.extra is not None:
+            conditioning = replace(conditioning, extra=beginning.extra.to(device))
         return Slot(
             job.id,
             index,
@@ -296,7 +333,8 @@ class Engine:
             generator,
             latents,
             registers=latents.new_zeros((table.num_registers, *key.shape)),
-            known=begun.known.to(device) if begun.known else None,
+            known=beginning.known.to(device) if beginning.known else None,
+            tile=number,
         )
 
     # --- step -----------------------------------------------------------------------------------------------------
@@ -401,6 +439,13 @@ class Engine:
         job = self._jobs[slot.job_id]
         if picture is None:
             return self._break(job.id, NotFinite("The decoded picture is not finite; try another seed or sampler."))
+        if isinstance(job.request, UpscaleRequest):
+            mosaic = job.mosaics[slot.index]
+            mosaic.add(slot.tile, picture)
+            if not mosaic.is_complete:
+                return None
+            del job.mosaics[slot.index]
+            picture = mosaic.picture((job.request.width, job.request.height))
         job.pictures[slot.index] = picture
         if len(job.pictures) < job.request.num_images:
             return None
@@ -467,7 +512,11 @@ _TOO_LARGE = "The picture does not fit into the device's memory even alone; ask 
 
 def _group_key(request: PictureRequest, checkpoint: Checkpoint) -> GroupKey:
     factor = checkpoint.autoencoder.factor
-    shape = (checkpoint.denoiser.latent_channels, request.height // factor, request.width // factor)
+    width, height = request.width // factor, request.height // factor
+    if isinstance(request, UpscaleRequest):
+        box = _tiling_of(request, checkpoint).boxes[0]
+        width, height = box.width, box.height
+    shape = (checkpoint.denoiser.latent_channels, height, width)
     context_length = checkpoint.conditioner.context_length(_prompts_of(request, checkpoint), request.prompt_syntax)
     return GroupKey(checkpoint.name, shape, context_length)
 
@@ -478,7 +527,16 @@ def _has_negative(request: PictureRequest, checkpoint: Checkpoint) -> bool:
 
 
 def _rows_of(request: PictureRequest, checkpoint: Checkpoint) -> int:
-    return request.num_images * (2 if _has_negative(request, checkpoint) else 1)
+    tiles = len(_tiling_of(request, checkpoint).boxes) if isinstance(request, UpscaleRequest) else 1
+    return request.num_images * tiles * (2 if _has_negative(request, checkpoint) else 1)
+
+
+def _tiling_of(request: UpscaleRequest, checkpoint: Checkpoint) -> Tiling:
+    """In pixels of the upload, which are positions of the latents."""
+    upscaling = checkpoint.upscaling
+    assert upscaling is not None, "A request to enlarge reached a model that cannot. This is a bug."
+    size = request.width // upscaling.factor, request.height // upscaling.factor
+    return tile(size, upscaling.tile, upscaling.overlap, checkpoint.denoiser.multiple)
 
 
 def _prompt_options(request: PictureRequest) -> PromptOptions:

@@ -111,10 +111,23 @@ class InpaintingRequest(PictureRequest):
         return self.outpaint_left, self.outpaint_top, self.outpaint_right, self.outpaint_bottom
 
 
-AnyRequest = TextToImageRequest | ImageToImageRequest | InpaintingRequest
+class UpscaleRequest(PictureRequest):
+    """An upload, enlarged by the factor of the model: `width` and `height` are that factor times its own."""
+
+    task: Literal["upscale"] = "upscale"
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    image: str = Field(pattern=DIGEST)
+    """Digest of the upload: an 8-bit RGB PNG in the store, already EXIF-rotated, of any size."""
+    noise_level: int = Field(ge=0)
+    """Timestep of the model's own schedule to which the upload is noised (arXiv 2106.15282, section 4): more lets the
+    network invent more."""
+
+
+AnyRequest = TextToImageRequest | ImageToImageRequest | InpaintingRequest | UpscaleRequest
 GenerationRequest = Annotated[AnyRequest, Field(discriminator="task")]
 
 REQUEST_ADAPTER: TypeAdapter[AnyRequest] = TypeAdapter(GenerationRequest)
 """Reads and writes a GenerationRequest as JSON."""
 
-TASKS: tuple[str, ...] = ("text-to-image", "image-to-image", "inpainting")
+TASKS: tuple[str, ...] = ("text-to-image", "image-to-image", "inpainting", "upscale")

@@ -39,6 +39,7 @@ class Conditioning:
     guidance_scale: w of arXiv 2207.12598 in the form u + w (c - u), or what a network without `negative` is told.
     guidance_rescale: phi of arXiv 2305.08891, equation 16. extra: (E, h, w) float32, what is concatenated to the
     latents of both rows of a network that takes more than latents; None is zeros. time_ids: (6,) float32, for SDXL.
+    noise_level: of the small picture in `extra`, for an upscaler.
     """
 
     positive: Text
@@ -47,6 +48,7 @@ class Conditioning:
     guidance_rescale: float = 0.0
     extra: Tensor | None = None
     time_ids: Tensor | None = None
+    noise_level: int | None = None
 
     @property
     def rows(self) -> int:
@@ -80,6 +82,7 @@ class Slot:
 
     job_id: str
     index: int
+    """Of the picture in its job."""
     key: GroupKey
     table: StepTable
     conditioning: Conditioning
@@ -89,6 +92,8 @@ class Slot:
     registers: Tensor
     """(R, C, h, w) float32: what the sampler keeps between steps."""
     known: Known | None = None
+    tile: int = 0
+    """Of the picture, where it is enlarged in several."""
     step: int = 0
     predicted_x0: Tensor | None = None
     """(C, h, w): the picture as the network sees it now."""

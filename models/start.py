@@ -1,4 +1,4 @@
-"""Where a picture begins: noise, a noised upload, or an upload with a hole.
+"""Where a picture begins: noise, a noised upload, an upload with a hole, or a small one to enlarge.
 
 Owns what is encoded of the uploads of a request, and the order in which a picture's generator is asked, which is that
 of diffusers' pipelines. Knows nothing of steps, batches or other pictures.
@@ -18,6 +18,10 @@ from models.autoencoder import Autoencoder, Posterior
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest
 from models.slot import Known
 from models.step_table import StepTable
+from models.tiles import Tiling
+
+_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of tiles: 2**64 over the golden ratio, so that no small seed meets another's tile."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,32 @@ def start(
     torch.randn(shape, generator=generator)
     assert clean is not None, "Blending needs the upload. This is a bug."
     return Start(latents, known=Known(clean, noise, encoded.is_drawn))
+
+
+def small_picture(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """(3, height, width) float32 in -1..1 of an RGB picture, its last row and column repeated up to `size`."""
+    pixels = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0).permute(2, 0, 1)
+    missing = (0, size[0] - image.width, 0, size[1] - image.height)
+    return torch.nn.functional.pad(pixels[None] * 2.0 - 1.0, missing, mode="replicate")[0]
+
+
+def start_tiles(
+    table: StepTable, small: Tensor, scales: tuple[float, float], tiling: Tiling, channels: int, seed: int
+) -> list[tuple[Start, torch.Generator]]:
+    """The start of each tile of a picture to enlarge, and the generator of its steps.
+
+    small: (3, h, w), the size of the tiling. scales: of signal and noise of its noise level. The noise of the whole
+    picture is drawn once and cut, so that what two tiles share begins alike; the first tile goes on with its generator.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noised = scales[0] * small + scales[1] * torch.randn(small.shape, generator=generator)
+    latents = torch.randn((channels, *small.shape[1:]), generator=generator) * table.initial_noise_scale
+    started = []
+    for number, box in enumerate(tiling.boxes):
+        part = (slice(None), slice(box.top, box.bottom), slice(box.left, box.right))
+        own = generator if number == 0 else torch.Generator("cpu").manual_seed((seed + number * _STRIDE) % 2**63)
+        started.append((Start(latents[part].contiguous(), extra=noised[part].contiguous()), own))
+    return started
 
 
 def _of_latents(mask: NDArray[np.bool_], factor: int) -> Tensor:

@@ -33,6 +33,8 @@ class FakeCheckpoint:
     token_limit: int = 600
     window_tokens: int = 75
     max_clip_skip: int = 11
+    upscale_factor: int | None = None
+    max_noise_level: int | None = None
     min_size: int = 8
     max_size: int = 512
     max_pixels: int = 512 * 512

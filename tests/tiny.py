@@ -74,6 +74,44 @@ def save_tiny_sdxl_checkpoint(folder: Path, *, seed: int = 0, channels: int = 4)
     return folder
 
 
+def save_tiny_upscaler(folder: Path, *, reads_prompts: bool = True, seed: int = 0) -> Path:
+    """Write a tiny x4 upscaler of 32 x 32 pixels a tile, 51 noise levels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        plain = ("DownBlock2D", "DownBlock2D"), ("UpBlock2D", "UpBlock2D")
+        crossed = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+        down, up = crossed if reads_prompts else plain
+        unet = UNet2DConditionModel(
+            sample_size=32,
+            in_channels=7,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=down,
+            up_block_types=up,
+            mid_block_type="UNetMidBlock2DCrossAttn" if reads_prompts else "UNetMidBlock2D",
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            norm_num_groups=8,
+            num_class_embeds=51,
+        ).eval()
+        with torch.no_grad():
+            timesteps, levels = torch.tensor([10.0, 300.0, 600.0, 900.0]), torch.tensor([0, 10, 20, 50])
+            out = unet(torch.randn(4, 7, 32, 32), timesteps, torch.randn(4, CONTEXT, 32), class_labels=levels).sample
+            unet.conv_out.weight.mul_(1.0 / out.std())
+        vae, text_encoder = _make_vae(3, 0.08333), _make_text_encoder(512, CONTEXT)
+    pipeline = diffusers.StableDiffusionUpscalePipeline(
+        vae=vae,
+        text_encoder=text_encoder if reads_prompts else None,
+        tokenizer=_make_tokenizer() if reads_prompts else None,
+        unet=unet,
+        low_res_scheduler=diffusers.DDPMScheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
+        scheduler=diffusers.DDIMScheduler.from_config(SD1_SCHEDULER | {"prediction_type": "v_prediction"}),
+        max_noise_level=50,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def save_trained_tokenizer(folder: Path, texts: Sequence[str], *, pieces: int, context: int) -> None:
     """Replace the tokenizer of the checkpoint in `folder` by a byte-level BPE trained on `texts`, of `pieces` pieces
     and start and end token, which also pads; and the text encoder by one for it, of `context` positions."""
@@ -168,20 +206,20 @@ def _make_unet(width: int, channels: int, time_cond_proj_dim: int | None, is_sdx
     return unet
 
 
-def _make_vae() -> AutoencoderKL:
+def _make_vae(levels: int = 4, scaling_factor: float = 0.18215) -> AutoencoderKL:
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16)[:levels],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=4,
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=SIDE,
         mid_block_add_attention=False,
-        scaling_factor=0.18215,
+        scaling_factor=scaling_factor,
     ).eval()
     with torch.no_grad():
-        picture = vae.decode(torch.randn(4, 4, SIDE // 8, SIDE // 8) / 0.18215).sample
+        picture = vae.decode(torch.randn(4, 4, SIDE // 8, SIDE // 8) / scaling_factor).sample
         vae.decoder.conv_out.weight.mul_(0.6 / picture.std())
         vae.decoder.conv_out.bias.sub_(picture.mean() * 0.6 / picture.std())
     return vae

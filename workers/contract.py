@@ -232,6 +232,7 @@ class ModelDefaults(Value):
     strength: float = 0.8
     clip_skip: int = 0
     guidance_rescale: float = 0.0
+    noise_level: int = 20
 
 
 class ModelEntry(Value):
@@ -253,6 +254,10 @@ class ModelEntry(Value):
     """Of them those that one window holds."""
     max_clip_skip: int = 0
     """Layers of the text encoder that can be left out."""
+    upscale_factor: int | None = None
+    """Of an upscaler: pixels of the answer per pixel of the upload, a side."""
+    max_noise_level: int | None = None
+    """Of an upscaler."""
     samplers: tuple[SamplerEntry, ...]
     sampler_aliases: dict[str, tuple[str, str]] = {}
     """Alias -> (sampler, noise schedule)."""

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from models.canvas import Canvas, Mask, make_canvas
 from models.errors import ImageUnusable, UploadMissing
-from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest
+from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
 from workers.contract import JobRecord, Picture
 from workers.pictures import encode_picture, preview_bytes, recipe_of
 from workers.protocols import Drawn
@@ -82,7 +82,7 @@ class IOPool:
 def _read(store: Store, rehearse: Rehearsal, record: JobRecord, checkpoint: Any) -> Uploads:
     request = record.submission.request
     rehearse(request, checkpoint)
-    if isinstance(request, ImageToImageRequest):
+    if isinstance(request, ImageToImageRequest | UpscaleRequest):
         return Uploads(image=_read_upload(store, record, request.image))
     if not isinstance(request, InpaintingRequest):
         return Uploads()

@@ -15,7 +15,13 @@ from app.answers import document_answer, preferred_wait_s, problems
 from app.documents import job_document, job_path
 from app.errors import Problem
 from app.payload import Payload, read_payload
-from app.schemas import IMAGE_TO_IMAGE_EXAMPLE, INPAINTING_EXAMPLE, TEXT_TO_IMAGE_EXAMPLE, JobDocument
+from app.schemas import (
+    IMAGE_TO_IMAGE_EXAMPLE,
+    INPAINTING_EXAMPLE,
+    TEXT_TO_IMAGE_EXAMPLE,
+    UPSCALE_EXAMPLE,
+    JobDocument,
+)
 from app.services import Services, ServicesHere, TenantHere, note_job
 from app.streams import wait_for_end
 from workers.board import Idempotency
@@ -37,6 +43,7 @@ _BODY: dict[str, Any] = {
                 "text-to-image": {"summary": "A picture from a prompt", "value": TEXT_TO_IMAGE_EXAMPLE},
                 "image-to-image": {"summary": "A picture from a picture", "value": IMAGE_TO_IMAGE_EXAMPLE},
                 "inpainting": {"summary": "A part of a picture drawn anew", "value": INPAINTING_EXAMPLE},
+                "upscale": {"summary": "A picture enlarged", "value": UPSCALE_EXAMPLE},
             },
         },
         "multipart/form-data": {
@@ -63,7 +70,7 @@ _PROBLEMS = problems(
     *("steps_out_of_range", "num_images_out_of_range", "model_unknown", "task_unavailable", "sampler_unknown"),
     *("noise_schedule_unknown", "image_not_base64", "image_format_unsupported", "image_broken", "image_too_large"),
     *("image_animated", "image_mode_unsupported", "upload_unknown", "idempotency_conflict", "queue_full"),
-    *("mask_missing", "mask_empty", "mask_size_mismatch", "clip_skip_out_of_range"),
+    *("mask_missing", "mask_empty", "mask_size_mismatch", "clip_skip_out_of_range", "noise_level_out_of_range"),
     *("redis_unavailable", "no_worker", "store_unavailable", "internal"),
 )
 

@@ -1,0 +1,91 @@
+"""POST /generate for upscaling: sizes, defaults, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+import redis
+
+from app.schemas import UPSCALE_EXAMPLE
+from tests.http_kit import ENTRY, FakeWorker, is_untouched, png, serving
+from tests.test_http_errors import assert_problem
+from workers.store import LocalStore
+
+pytestmark = pytest.mark.asyncio
+
+X4 = ENTRY.model_copy(
+    update={
+        "name": "x4",
+        "tasks": ("upscale",),
+        "upscale_factor": 4,
+        "max_noise_level": 50,
+        "max_size": 800,
+        "max_pixels": 800 * 800,
+    }
+)
+
+
+@pytest.fixture
+def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
+    fake = FakeWorker(redis_client, store)
+    for entry in (ENTRY, X4):
+        fake.publish(entry)
+    return fake
+
+
+def body_of(width: int = 45, height: int = 31) -> dict[str, Any]:
+    return {"task": "upscale", "image": base64.b64encode(png(width, height)).decode()}
+
+
+async def test_a_picture_alone_is_enough_and_every_default_is_told(redis_url, store, worker) -> None:
+    async with serving(redis_url, store) as client:
+        job = (await client.post("/generate", json=body_of())).json()
+        again = (await client.post("/generate", json=job["request"])).json()
+        assert (await client.post("/generate", json=UPSCALE_EXAMPLE)).status_code == 202
+    request = job["request"]
+    assert (request["task"], request["model"], request["prompt"]) == ("upscale", "x4", "")
+    assert (request["width"], request["height"], request["noise_level"]) == (180, 124, 20)
+    assert again["request"] == request
+
+
+async def test_a_form_carries_the_noise_level(redis_url, store, worker) -> None:
+    form = {"task": "upscale", "noise_level": "7"}
+    async with serving(redis_url, store) as client:
+        answer = await client.post("/generate", data=form, files={"image": ("a.png", png(8, 8))})
+    assert answer.json()["request"]["noise_level"] == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointer"),
+    [
+        ({"noise_level": 51}, "noise_level_out_of_range", "/noise_level"),
+        ({"noise_level": -1}, "field_invalid", "/noise_level"),
+        ({"width": 184}, "size_invalid", "/width"),
+        ({"height": 31}, "size_invalid", "/height"),
+        ({"strength": 0.5}, "field_unknown", "/strength"),
+        ({"mask_image": "x"}, "field_unknown", "/mask_image"),
+        ({"image": "not base64!"}, "image_not_base64", "/image"),
+        ({"model": "first"}, "task_unavailable", "/task"),
+    ],
+)
+async def test_a_bad_field_gets_its_code_and_leaves_nothing(redis_url, store, worker, changes, code, pointer) -> None:
+    async with serving(redis_url, store) as client:
+        document = assert_problem(await client.post("/generate", json=body_of() | changes), code)
+    assert document.errors is not None
+    assert document.errors[0].pointer == pointer
+    assert is_untouched(worker.client, store)
+
+
+async def test_an_answer_that_would_be_too_large_is_refused(redis_url, store, worker) -> None:
+    async with serving(redis_url, store) as client:
+        document = assert_problem(await client.post("/generate", json=body_of(201, 10)), "size_invalid")
+    assert "more than 800 pixels" in document.detail
+    assert is_untouched(worker.client, store)
+
+
+async def test_an_upscaler_draws_nothing_from_text(redis_url, store, worker) -> None:
+    async with serving(redis_url, store) as client:
+        body = {"prompt": "a pear", "model": "x4"}
+        assert_problem(await client.post("/generate", json=body), "task_unavailable")

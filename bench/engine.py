@@ -145,7 +145,7 @@ class Stopwatch:
         self.total_s = 0.0
         self._started = 0.0
         encoders = [encoder.network for encoder in checkpoint.conditioner.encoders]
-        modules = (checkpoint.denoiser._unet, *encoders, checkpoint.autoencoder._vae.decoder)
+        modules = (checkpoint.denoiser.network, *encoders, checkpoint.autoencoder._vae.decoder)
         self._handles = [module.register_forward_pre_hook(self._start) for module in modules]
         self._handles += [module.register_forward_hook(self._stop) for module in modules]
 

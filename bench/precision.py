@@ -70,7 +70,7 @@ def main() -> None:
         pictures[dtype] = draw(checkpoint, options.pictures, options.steps)
         for layout in ("contiguous", "channels_last"):
             if layout == "channels_last":
-                checkpoint.denoiser._unet.to(memory_format=torch.channels_last)
+                checkpoint.denoiser.network.to(memory_format=torch.channels_last)
             for rows in options.rows:
                 ms = call_ms(checkpoint, rows)
                 result[f"{dtype}_{layout}_{rows}_rows_ms"] = ms

@@ -77,6 +77,7 @@ def _rows(ordered: Sequence[Slot], guided: int, latents: Tensor) -> Rows:
         guidance_scales=torch.tensor([slot.conditioning.guidance_scale for slot in twice], device=device),
         pooled=_stacked([text.pooled for text in texts if text is not None]),
         time_ids=_stacked([slot.conditioning.time_ids for slot in twice]),
+        loras=[slot.conditioning.loras for slot in twice],
         noise_levels=_noise_levels([slot.conditioning.noise_level for slot in twice], device),
     )
 

@@ -128,6 +128,11 @@ class Checkpoint:
     upscaling: Upscaling | None = None
 
     @property
+    def networks(self) -> dict[str, Any]:
+        """What a LoRA may adapt: component -> network."""
+        return {"unet": self.denoiser.network} | {e.component: e.network for e in self.conditioner.encoders}
+
+    @property
     def prediction_type(self) -> str:
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
@@ -281,7 +286,7 @@ def _load_conditioner(folder: Path, networks: Mapping[str, Any]) -> TextConditio
     return TextConditioner(
         first,
         [
-            TextEncoder(networks[name], tokenizer.pad_token_id, is_penultimate=is_sdxl)
+            TextEncoder(networks[name], tokenizer.pad_token_id, is_penultimate=is_sdxl, component=name)
             for name, tokenizer in zip(names, tokenizers, strict=True)
         ],
         # A tokenizer saved without a limit reports a huge one.

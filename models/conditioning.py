@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.lora import LoraUse
 from models.prompt_weights import Passage, plain, read_weights
 from models.request import PromptSyntax
 from models.slot import Text
@@ -32,10 +33,11 @@ _COMMA_WITHIN = 20
 @dataclass(frozen=True)
 class PromptOptions:
     """clip_skip: layers of the text encoder that are left out at its end, counted as diffusers counts them (1 is the
-    "2" of other tools)."""
+    "2" of other tools). loras: what the text encoders are adapted by."""
 
     syntax: PromptSyntax = "plain"
     clip_skip: int = 0
+    loras: tuple[LoraUse, ...] = ()
 
 
 PLAIN = PromptOptions()
@@ -48,6 +50,15 @@ class Reading:
     windows: tuple[Window, ...]
     num_tokens: int
     left_out: str | None
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What an encoded window depends on."""
+
+    window: Window
+    clip_skip: int
+    loras: tuple[LoraUse, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class TextConditioner:
         self.encoders = tuple(encoders)
         self._length = window_length
         self._cache_size = cache_size
-        self._cache: OrderedDict[tuple[Window, int], Text] = OrderedDict()
+        self._cache: OrderedDict[_Key, Text] = OrderedDict()
         self._most_windows = most_windows
         self._frame = _frame_of(tokenizer)
         self.window_tokens = self._length - sum(map(len, self._frame))
@@ -125,7 +136,7 @@ class TextConditioner:
         count = max(len(reading.windows) for reading in readings)
         empty = self.read("", options.syntax).windows
         windows = [reading.windows + (count - len(reading.windows)) * empty for reading in readings]
-        texts = self._encode_windows([window for own in windows for window in own], options.clip_skip)
+        texts = self._encode_windows([window for own in windows for window in own], options)
         parts = [texts[start : start + count] for start in range(0, len(texts), count)]
         return [Text(torch.cat([text.states for text in own]), own[0].pooled) for own in parts]
 
@@ -166,24 +177,25 @@ class TextConditioner:
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode_windows(self, windows: Sequence[Window], clip_skip: int) -> list[Text]:
+    def _encode_windows(self, windows: Sequence[Window], options: PromptOptions) -> list[Text]:
         """(T, D) each."""
-        missing = [window for window in dict.fromkeys(windows) if (window, clip_skip) not in self._cache]
-        fresh: dict[Window, Text] = {}
+        keys = [_Key(window, options.clip_skip, options.loras) for window in windows]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._cache]
+        fresh: dict[_Key, Text] = {}
         for start in range(0, len(missing), _ENCODE_AT_ONCE):
             chunk = missing[start : start + _ENCODE_AT_ONCE]
-            fresh.update(zip(chunk, self._encode_chunk(chunk, clip_skip), strict=True))
-        encoded = [fresh[window] if window in fresh else self._cache[window, clip_skip] for window in windows]
-        for window, text in zip(windows, encoded, strict=True):
-            self._cache[window, clip_skip] = text
-            self._cache.move_to_end((window, clip_skip))
+            fresh.update(zip(chunk, self._encode_chunk([key.window for key in chunk], options), strict=True))
+        encoded = [fresh[key] if key in fresh else self._cache[key] for key in keys]
+        for key, text in zip(keys, encoded, strict=True):
+            self._cache[key] = text
+            self._cache.move_to_end(key)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return encoded
 
-    def _encode_chunk(self, windows: Sequence[Window], clip_skip: int) -> list[Text]:
+    def _encode_chunk(self, windows: Sequence[Window], options: PromptOptions) -> list[Text]:
         texts = []
-        by_encoder = [encoder.encode(windows, clip_skip) for encoder in self.encoders]
+        by_encoder = [encoder.encode(windows, options.clip_skip, options.loras) for encoder in self.encoders]
         for window, encoded in zip(windows, zip(*by_encoder, strict=True), strict=True):
             states = torch.cat([_weighted(one.states, window.weights) for one in encoded], dim=1)  # (T, D)
             texts.append(Text(states, encoded[-1].pooled))

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.lora import LoraUse, RowLoras
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -23,7 +25,7 @@ class Rows:
     latents: (N, C, h, w) float32, already scaled by the step table. timesteps: (N,) float32, may be fractional.
     context: (N, T, D). extras: for each row (E, h, w) float32, never scaled, or None for zeros; all zeros without it.
     guidance_scales: (N,) float32, for a network that is told of it. pooled: (N, P) and time_ids: (N, 6), for SDXL.
-    noise_levels: (N,) int64, for an upscaler.
+    noise_levels: (N,) int64, for an upscaler. loras: those of each row; none without it.
     """
 
     latents: Tensor
@@ -34,6 +36,7 @@ class Rows:
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
     noise_levels: Tensor | None = None
+    loras: Sequence[tuple[LoraUse, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -52,7 +55,7 @@ class Denoiser:
     one that was trained to enlarge."""
 
     def __init__(self, unet: Any) -> None:
-        self._unet = unet
+        self.network = unet
         config = unet.config
         self.latent_channels: int = config.out_channels
         self.extra_channels: int = config.in_channels - config.out_channels
@@ -67,6 +70,7 @@ class Denoiser:
         """Largest noise level of a small picture that it can be told; None: it is told none."""
         self.multiple: int = 2 ** (len(config.block_out_channels) - 1)
         """Sides of its latents are multiples of this, so that all its levels halve evenly."""
+        self._loras = RowLoras(unet, "unet")
         # Kept: diffusers looks through all parameters to answer these, which takes milliseconds a call.
         self.device: torch.device = unet.device
         self.dtype: torch.dtype = unet.dtype
@@ -84,7 +88,15 @@ class Denoiser:
         if self.guidance_width is not None:
             assert rows.guidance_scales is not None, "This network is told the guidance scale. This is a bug."
             guidance = guidance_embedding(rows.guidance_scales, self.guidance_width).to(self.dtype)
-        output = self._unet(
+        if rows.loras and any(rows.loras):
+            self._loras.activate(rows.loras, self.device)
+        try:
+            return self._call(rows, guidance, added)
+        finally:
+            self._loras.clear()
+
+    def _call(self, rows: Rows, guidance: Tensor | None, added: dict[str, Tensor] | None) -> Tensor:
+        output: Tensor = self.network(
             self._with_extras(rows).to(self.dtype),
             rows.timesteps,
             encoder_hidden_states=rows.context.to(self.dtype),

@@ -27,6 +27,7 @@ from models.conditioning import PromptOptions
 from models.decode_queue import DecodeQueue
 from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
+from models.lora import LoraUse
 from models.meter import LoadFigures, Meter
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
 from models.slot import Conditioning, GroupKey, Slot, Text
@@ -94,6 +95,7 @@ class _Job:
     checkpoint: Checkpoint
     image: Image.Image | None
     mask: NDArray[np.bool_] | None
+    loras: tuple[LoraUse, ...]
     slots: tuple[Slot, ...] = ()
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
     mosaics: dict[int, Mosaic] = field(default_factory=dict)
@@ -189,14 +191,16 @@ class Engine:
         checkpoint: Checkpoint,
         image: Image.Image | None = None,
         mask: NDArray[np.bool_] | None = None,
+        loras: tuple[LoraUse, ...] = (),
     ) -> None:
         """Let a job join. Cheap: the work is done at the start of a later `step`, which answers Prepared or Broken.
 
         image: the decoded upload of image-to-image or upscale, RGB, any size; for inpainting the picture of its
         `Canvas`, and mask, (height, width) of the request, the canvas's own. What is drawn is not pasted here.
+        loras: read for this checkpoint.
         """
         assert job_id not in self._jobs, f"{job_id} is in the batch already. This is a bug."
-        job = _Job(job_id, request, checkpoint, image, mask)
+        job = _Job(job_id, request, checkpoint, image, mask, loras)
         self._jobs[job_id] = job
         self._newcomers.append(job)
 
@@ -250,7 +254,7 @@ class Engine:
         """Fill the embedding caches with one encoder call a model; a failure shows when the job itself is prepared."""
         alike: dict[tuple[str, PromptOptions], list[_Job]] = {}
         for job in jobs:
-            alike.setdefault((job.checkpoint.name, _prompt_options(job.request)), []).append(job)
+            alike.setdefault((job.checkpoint.name, _prompt_options(job)), []).append(job)
         for (name, options), same in alike.items():
             prompts = [prompt for job in same for prompt in _prompts_of(job.request, job.checkpoint)]
             try:
@@ -263,14 +267,14 @@ class Engine:
     def _prepare(self, job: _Job) -> Event:
         request, checkpoint = job.request, job.checkpoint
         table = step_table_of(request, checkpoint)
-        options = _prompt_options(request)
+        options = _prompt_options(job)
         warnings = [
             checkpoint.conditioner.warn_of_cut(text, name, options.syntax)
             for text, name in zip(_prompts_of(request, checkpoint), ("prompt", "negative prompt"), strict=False)
         ]
         if request.negative_prompt and not _has_negative(request, checkpoint):
             warnings.append(_UNREAD_FOR_MODEL if request.has_guidance else _UNREAD_WITHOUT_GUIDANCE)
-        conditioning = _conditioning_of(request, checkpoint)
+        conditioning = _conditioning_of(job)
         if isinstance(request, UpscaleRequest):
             job.slots = self._make_tiles(job, request, table, conditioning)
         else:
@@ -539,8 +543,8 @@ def _tiling_of(request: UpscaleRequest, checkpoint: Checkpoint) -> Tiling:
     return tile(size, upscaling.tile, upscaling.overlap, checkpoint.denoiser.multiple)
 
 
-def _prompt_options(request: PictureRequest) -> PromptOptions:
-    return PromptOptions(request.prompt_syntax, request.clip_skip)
+def _prompt_options(job: _Job) -> PromptOptions:
+    return PromptOptions(job.request.prompt_syntax, job.request.clip_skip, job.loras)
 
 
 def _prompts_of(request: PictureRequest, checkpoint: Checkpoint) -> list[str]:
@@ -549,8 +553,9 @@ def _prompts_of(request: PictureRequest, checkpoint: Checkpoint) -> list[str]:
     return [request.prompt, *negative]
 
 
-def _conditioning_of(request: PictureRequest, checkpoint: Checkpoint) -> Conditioning:
-    positive, *rest = checkpoint.conditioner.encode(_prompts_of(request, checkpoint), _prompt_options(request))
+def _conditioning_of(job: _Job) -> Conditioning:
+    request, checkpoint = job.request, job.checkpoint
+    positive, *rest = checkpoint.conditioner.encode(_prompts_of(request, checkpoint), _prompt_options(job))
     negative = rest[0] if rest else None
     if negative is not None and request.negative_prompt is None and checkpoint.zeroes_absent_negative:
         pooled = None if negative.pooled is None else torch.zeros_like(negative.pooled)
@@ -559,4 +564,11 @@ def _conditioning_of(request: PictureRequest, checkpoint: Checkpoint) -> Conditi
     if checkpoint.denoiser.is_sdxl:  # size of the original, its crop's corner, size asked for (arXiv 2307.01952)
         size = [float(request.height), float(request.width)]
         time_ids = torch.tensor([*size, 0.0, 0.0, *size], device=checkpoint.denoiser.device)
-    return Conditioning(positive, negative, request.guidance_scale, request.guidance_rescale, time_ids=time_ids)
+    return Conditioning(
+        positive,
+        negative,
+        request.guidance_scale,
+        request.guidance_rescale,
+        time_ids=time_ids,
+        loras=job.loras,
+    )

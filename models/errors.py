@@ -7,6 +7,7 @@ the job document, the API only repeats them.
     ├── RequestError          the request cannot be served by this model
     │   ├── SamplerRefused    `sampler_refused`
     │   ├── ImageUnusable     `image_unusable`
+    │   ├── LoraRefused       `lora_refused`
     │   └── UploadMissing     `upload_missing`
     ├── CheckpointError       the weights cannot be used
     │   ├── CheckpointRefused `checkpoint_refused`
@@ -50,6 +51,12 @@ class ImageUnusable(RequestError):
     """An uploaded picture could not be read by the worker."""
 
     code = "image_unusable"
+
+
+class LoraRefused(RequestError):
+    """A LoRA does not fit the network, is of a kind that is not served, or is no longer there."""
+
+    code = "lora_refused"
 
 
 class UploadMissing(RequestError):
@@ -119,6 +126,7 @@ JOB_ERROR_CODES: tuple[str, ...] = tuple(
             RequestError,
             SamplerRefused,
             ImageUnusable,
+            LoraRefused,
             UploadMissing,
             CheckpointRefused,
             CheckpointMissing,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models.lora import LoraUse
 from models.step_table import StepTable
 
 
@@ -49,6 +50,7 @@ class Conditioning:
     extra: Tensor | None = None
     time_ids: Tensor | None = None
     noise_level: int | None = None
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def rows(self) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.lora import LoraUse, RowLoras
+
 
 @dataclass(frozen=True)
 class Window:
@@ -38,8 +40,12 @@ class TextEncoder:
     otherwise the last layer with it.
     """
 
-    def __init__(self, network: Any, pad_token: int, is_penultimate: bool = False) -> None:
+    def __init__(
+        self, network: Any, pad_token: int, is_penultimate: bool = False, component: str = "text_encoder"
+    ) -> None:
         self.network = network
+        self.component = component
+        self._loras = RowLoras(network, component)
         self._pad_token = pad_token
         self._is_penultimate = is_penultimate
         self._has_mask = bool(getattr(network.config, "use_attention_mask", False))
@@ -49,8 +55,15 @@ class TextEncoder:
         """Layers that can be left out at the end."""
         return int(self.network.config.num_hidden_layers) - (2 if self._is_penultimate else 1)
 
-    def encode(self, windows: Sequence[Window], skip: int = 0) -> list[Encoded]:
-        """All windows in one call; `skip` layers are left out at the end."""
+    def encode(self, windows: Sequence[Window], skip: int = 0, loras: tuple[LoraUse, ...] = ()) -> list[Encoded]:
+        """All windows in one call, adapted by `loras`; `skip` layers are left out at the end."""
+        self._loras.activate([loras] * len(windows), self.network.device)
+        try:
+            return self._encode(windows, skip)
+        finally:
+            self._loras.clear()
+
+    def _encode(self, windows: Sequence[Window], skip: int) -> list[Encoded]:
         device = self.network.device
         tokens = torch.tensor([self._padded(window) for window in windows], device=device)
         used = torch.tensor([window.num_used for window in windows], device=device)

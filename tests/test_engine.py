@@ -122,7 +122,7 @@ class CallCounter:
         self.calls: Counter[int] = Counter()
         self.order: list[int] = []
         self.rows: list[int] = []
-        self._handle = checkpoint.denoiser._unet.register_forward_hook(self._count)
+        self._handle = checkpoint.denoiser.network.register_forward_hook(self._count)
 
     def _count(self, _module: object, inputs: tuple[Tensor, ...], _output: object) -> None:
         self.calls[inputs[0].shape[-1]] += 1
@@ -245,7 +245,7 @@ class FaultyDenoiser(Denoiser):
     """The real network behind a fault: `fault(latents, context)` may raise before the call."""
 
     def __init__(self, real: Denoiser, fault: Callable[[Tensor, Tensor], None]) -> None:
-        super().__init__(real._unet)
+        super().__init__(real.network)
         self._fault = fault
 
     def predict(self, rows: Rows) -> Tensor:

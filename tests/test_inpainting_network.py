@@ -191,7 +191,7 @@ def test_both_rows_of_a_guided_picture_get_its_extra_channels_unscaled(checkpoin
     slots = [make_slot(checkpoint, "text", None, "euler"), make_slot(checkpoint, "extra", extra, "euler")]
     assert slots[0].table.input_scale[0] < 0.5, "a sampler that scales the latents"
     seen: list[Tensor] = []
-    unet = checkpoint.denoiser._unet
+    unet = checkpoint.denoiser.network
     handle = unet.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     step_together(checkpoint.denoiser, slots)
     handle.remove()

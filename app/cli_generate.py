@@ -95,6 +95,8 @@ def request_body(options: argparse.Namespace) -> dict[str, Any]:
     body["output_format"] = output_format(options)
     if options.image is not None:
         body |= {"task": "image-to-image", "image": _file(options.image, "--image")}
+    if options.loras:
+        body["loras"] = options.loras
     if options.upscale:
         body["task"] = "upscale"
     if options.mask is not None:
@@ -203,6 +205,8 @@ def _describe(model: dict[str, Any]) -> Iterator[str]:
     yield f"  size      {defaults['width']}x{defaults['height']}; sides {limits['min_size']} to {limits['max_size']}"
     yield f"  steps     {defaults['num_inference_steps']}    guidance {defaults['guidance_scale']:g}"
     yield f"  sampler   {defaults['sampler']}, noise schedule {defaults['noise_schedule']}"
+    if limits["loras"]:
+        yield "  loras     " + ", ".join(limits["loras"])
     yield "  samplers  " + ", ".join(
         f"{sampler['name']} ({'/'.join(sampler['noise_schedules'])}; {sampler['min_steps']}-{sampler['max_steps']})"
         for sampler in model["samplers"]

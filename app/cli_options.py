@@ -159,6 +159,16 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--image", type=Path, metavar="FILE", help="picture to start from (PNG, JPEG, WebP), for image to image")
     add("--upscale", action="store_true", help="with --image, enlarge it with a model made for that; the prompt may be"
         " empty")  # fmt: skip
+    add(
+        "--lora",
+        dest="loras",
+        action="append",
+        default=[],
+        type=_lora,
+        metavar="NAME[:WEIGHT]",
+        help="a LoRA file of the server; `denoised models` lists them. Repeat it for several; lower the weight of one"
+        " that is too strong",
+    )
     add("--strength", type=_finite, metavar="S", help="with --image, how far to go from it: 0.3 retouches, 0.8 keeps"
         " the composition, 1 keeps only the size")  # fmt: skip
     add("--mask", type=Path, metavar="FILE", help="with --image, what of it to draw anew: white in a picture of the"
@@ -256,6 +266,13 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 512x512")
     return int(match[1]), int(match[2])
+
+
+def _lora(text: str) -> dict[str, object]:
+    name, _, weight = text.partition(":")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME:WEIGHT")
+    return {"name": name, "weight": _finite(weight)} if weight else {"name": name}
 
 
 def _sides(text: str) -> tuple[int, ...]:

@@ -88,6 +88,7 @@ def model_document(entry: ModelEntry, beats: Sequence[WorkerBeat]) -> ModelDocum
             token_limit=entry.token_limit,
             window_tokens=entry.window_tokens,
             max_clip_skip=entry.max_clip_skip,
+            loras=entry.loras,
             upscale_factor=entry.upscale_factor,
             max_noise_level=entry.max_noise_level,
             max_prompt_characters=MAX_PROMPT_CHARACTERS,

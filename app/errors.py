@@ -20,6 +20,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     ├── what to draw                   size_invalid  steps_out_of_range  num_images_out_of_range
     │                                  noise_level_out_of_range
     ├── with what                      model_unknown  task_unavailable  sampler_unknown  noise_schedule_unknown
+    │                                  lora_unknown
     ├── uploads                        image_not_base64  image_format_unsupported  image_broken  image_too_large
     │                                  image_animated  image_mode_unsupported  upload_unknown
     ├── masks                          mask_missing  mask_empty  mask_size_mismatch
@@ -142,6 +143,9 @@ def _table() -> dict[str, ErrorKind]:
         ),
         "noise_schedule_unknown": kind(
             422, "The sampler has no such noise schedule", "Send one that GET /models lists for it, or leave it out."
+        ),
+        "lora_unknown": kind(
+            422, "The server has no such LoRA", "Send a name of `loras` of GET /models, or put the file there first."
         ),
         "image_not_base64": kind(
             422,

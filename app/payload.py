@@ -205,6 +205,7 @@ _FORM_INTEGERS = frozenset(
     }
 )
 _FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
+_FORM_JSON = frozenset({"loras"})
 _FORM_BOOLEANS = frozenset({"previews"})
 
 
@@ -214,6 +215,8 @@ def form_value(name: str, text: str) -> Any:
         return int(text)
     if name in _FORM_NUMBERS and _NUMBER.fullmatch(text):
         return _finite(text)
+    if name in _FORM_JSON and text.startswith("["):
+        return parse_json(b'{"it":' + text.encode() + b"}")["it"]
     if name in _FORM_BOOLEANS and text in ("true", "false"):
         return text == "true"
     return text

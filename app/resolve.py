@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from app.errors import FieldError, Problem, field_problem
+from app.loras import read_loras
 from app.schemas import (
     DEFAULT_TASK,
     GENERATE_BODY,
@@ -98,9 +99,11 @@ def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
         raise field_problem(
             "num_images_out_of_range", "num_images", f"{_number(body.num_images)} pictures, of 1 to {entry.max_images}."
         )
+    prompt, loras = read_loras(body, entry)
     common: dict[str, Any] = {
         "model": entry.name,
-        "prompt": body.prompt,
+        "prompt": prompt,
+        "loras": loras,
         "negative_prompt": body.negative_prompt,
         "width": width,
         "height": height,

@@ -25,6 +25,7 @@ from models.request import (
 from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings
 
 MAX_PROMPT_CHARACTERS = 10_000
+MAX_LORAS = 8
 
 TEXT_TO_IMAGE_EXAMPLE: dict[str, Any] = {
     "prompt": "a red apple on a white table",
@@ -68,6 +69,13 @@ def _without_control_characters(text: str | None) -> str | None:
     return text
 
 
+class LoraBody(Wire):
+    """A LoRA file of the server."""
+
+    name: str = Field(min_length=1, max_length=200, description="One of `loras` of GET /models.")
+    weight: float = Field(1.0, ge=-10, le=10, description="How strongly it counts; 1 is as it was trained.")
+
+
 class PictureBody(Wire):
     """What every task takes. What is left out is filled in from the model and the document says with what."""
 
@@ -102,6 +110,12 @@ class PictureBody(Wire):
         None,
         description="Layers of the text encoder to leave out at its end, within the model's limit. 1 is what other"
         " tools call clip skip 2.",
+    )
+    loras: list[LoraBody] = Field(
+        [],
+        max_length=MAX_LORAS,
+        description="LoRA files to draw with, for these pictures alone. `<lora:NAME:WEIGHT>` in an `a1111` prompt is"
+        " another way to say it.",
     )
     seed: int | None = Field(
         None,
@@ -348,6 +362,7 @@ class LimitsDocument(Document):
     token_limit: int = Field(description="Tokens of a prompt that the network sees; the rest is cut with a warning.")
     window_tokens: int = Field(description="Of them those that are read at once; all that a `plain` prompt has.")
     max_clip_skip: int = Field(description="Layers of the text encoder that can be left out.")
+    loras: tuple[str, ...] = Field(description="LoRA files that a request may name.")
     upscale_factor: int | None = Field(description="Of an upscaler: what it multiplies both sides by.")
     max_noise_level: int | None = Field(description="Of an upscaler.")
     max_prompt_characters: int

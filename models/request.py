@@ -31,6 +31,15 @@ def fold_name(name: str) -> str:
     return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
 
 
+class LoraChoice(BaseModel):
+    """A LoRA by the name of its file, and how strongly it counts; a negative weight turns it round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=200)
+    weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
+
+
 class PictureRequest(BaseModel):
     """What every task has in common. Frozen; unknown fields are refused."""
 
@@ -52,6 +61,8 @@ class PictureRequest(BaseModel):
     prompt_syntax: PromptSyntax = "a1111"
     clip_skip: int = Field(0, ge=0)
     """Layers of the text encoder left out at its end, as diffusers counts them."""
+    loras: tuple[LoraChoice, ...] = ()
+    """Adaptations of the weights for these pictures alone (arXiv 2106.09685)."""
     seed: int = Field(ge=0, le=MAX_SEED)
     num_images: int = Field(ge=1)
 

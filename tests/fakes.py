@@ -104,7 +104,13 @@ class FakeEngine:
         return len(self._jobs) < self._room
 
     def admit(
-        self, job_id: str, request: PictureRequest, checkpoint: FakeCheckpoint, image: Any = None, mask: Any = None
+        self,
+        job_id: str,
+        request: PictureRequest,
+        checkpoint: FakeCheckpoint,
+        image: Any = None,
+        mask: Any = None,
+        loras: Any = (),
     ) -> None:
         if "refused" in request.prompt:
             raise RuntimeError("a fault where none should be")

@@ -48,7 +48,7 @@ def test_every_option_of_generate_reaches_its_field(tmp_path: Path) -> None:
     upload.write_bytes(png(8, 8))
     words = "--steps 9 --size 64x128 --seed 5 --guidance 2.5 --negative blur --sampler euler --noise-schedule karras"
     words += f" --num-images 2 --image {upload} --strength 0.4 --format webp --model first --priority high"
-    words += " --plain --clip-skip 1 --guidance-rescale 0.7"
+    words += " --plain --clip-skip 1 --guidance-rescale 0.7 --lora ink --lora gold:0.5"
     body = request_body(options("a cat", *words.split()))
     assert body.pop("image")
     assert body == {
@@ -70,6 +70,7 @@ def test_every_option_of_generate_reaches_its_field(tmp_path: Path) -> None:
         "prompt_syntax": "plain",
         "clip_skip": 1,
         "guidance_rescale": 0.7,
+        "loras": [{"name": "ink"}, {"name": "gold", "weight": 0.5}],
     }
 
 

@@ -51,6 +51,7 @@ async def test_a_prompt_is_enough_and_every_default_is_told(redis_url, store, wo
         "num_images": 1,
         "prompt_syntax": "a1111",
         "clip_skip": 0,
+        "loras": [],
         "guidance_rescale": 0.0,
         "output_format": "png",
         "previews": False,
@@ -332,3 +333,23 @@ async def test_without_a_catalogue_there_is_nothing_to_check_against(redis_url, 
     assert int(answer.headers["retry-after"]) >= 1
     assert models.json() == {"models": []}
     assert is_untouched(redis_client, store)
+
+
+async def test_loras_are_named_in_their_field_in_the_prompt_or_in_a_form(redis_url, store, worker) -> None:
+    async with serving(redis_url, store) as client:
+        bodies = [
+            {"prompt": "a pear", "loras": [{"name": "ink", "weight": 0.5}, {"name": "gold"}], "seed": 1},
+            {"prompt": "a pear <lora:ink:0.5> <lora:gold>", "seed": 1},
+            {"prompt": "<lora:gold:1:extra>", "loras": [{"name": "ink"}], "seed": 1},
+        ]
+        jobs = [(await client.post("/generate", json=body)).json() for body in bodies]
+        form = {"prompt": "a pear", "seed": "1", "loras": '[{"name": "ink", "weight": 0.5}, {"name": "gold"}]'}
+        parts = {name: (None, value) for name, value in form.items()}
+        jobs.append((await client.post("/generate", files=parts)).json())
+        plain = (await client.post("/generate", json={**bodies[1], "prompt_syntax": "plain"})).json()
+        again = (await client.post("/generate", json=jobs[1]["request"])).json()
+    assert jobs[0]["request"]["loras"] == [{"name": "ink", "weight": 0.5}, {"name": "gold", "weight": 1.0}]
+    assert jobs[0]["request"] == jobs[1]["request"] == jobs[3]["request"] == again["request"]
+    assert jobs[2]["code"] == "prompt_empty"
+    assert plain["request"]["prompt"] == bodies[1]["prompt"]
+    assert plain["request"]["loras"] == []

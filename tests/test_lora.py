@@ -18,8 +18,10 @@ from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings
 from models.errors import LoraRefused
 from models.lora import Lora, LoraUse, read_lora
+from models.lora_files import LoraFiles
 from models.request import TextToImageRequest
 from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_sdxl_checkpoint
+from workers.catalogue import lora_names
 
 CPU = choose_placement("cpu")
 RANK, ALPHA = 3, 6.0
@@ -251,3 +253,44 @@ def test_a_file_that_is_no_safetensors_is_refused(checkpoint: Checkpoint, tmp_pa
     (tmp_path / "style.safetensors").write_bytes(b"not at all")
     with pytest.raises(LoraRefused, match="'style' cannot be read"):
         read_lora(tmp_path / "style.safetensors", "style", checkpoint.networks)
+
+
+# --- a directory of them ----------------------------------------------------------------------------------------------
+
+
+def asked(*names: str) -> TextToImageRequest:
+    return request_of(loras=[{"name": name, "weight": 0.5} for name in names])
+
+
+def test_a_file_is_read_once_and_again_when_it_has_changed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    saved(kohya(matrices(checkpoint, 1)), tmp_path / "ink.safetensors")
+    files = LoraFiles(tmp_path)
+    (first,), (again,) = files.of(asked("ink"), checkpoint), files.of(asked("ink"), checkpoint)
+    assert first.weight == 0.5
+    assert first.lora is again.lora
+    saved(kohya(matrices(checkpoint, 2, ())), tmp_path / "ink.safetensors")
+    (changed,) = files.of(asked("ink"), checkpoint)
+    assert len(changed.lora.of("unet")) < len(first.lora.of("unet"))
+
+
+def test_no_name_leads_out_of_the_directory(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    inside = tmp_path / "loras"
+    inside.mkdir()
+    saved(kohya(matrices(checkpoint, 1)), tmp_path / "secret.safetensors")
+    files = LoraFiles(inside)
+    for name in ("../secret", str(tmp_path / "secret"), "secret", "*", ".", "..", "nothing"):
+        with pytest.raises(LoraRefused, match="There is no LoRA"):
+            files.of(asked(name), checkpoint)
+    assert lora_names(inside) == lora_names(tmp_path / "nowhere") == ()
+    assert lora_names(tmp_path) == ("secret",)
+
+
+def test_only_the_most_recently_used_stay_in_memory(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        saved(kohya(matrices(checkpoint, 1, ())), tmp_path / f"{name}.safetensors")
+    files = LoraFiles(tmp_path, keep=2)
+    (one,) = files.of(asked("one"), checkpoint)
+    files.of(asked("two"), checkpoint)
+    assert files.of(asked("one"), checkpoint)[0].lora is one.lora
+    files.of(asked("two", "three"), checkpoint)
+    assert files.of(asked("one"), checkpoint)[0].lora is not one.lora

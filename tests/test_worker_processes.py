@@ -429,3 +429,14 @@ def claim_order(fleet: Fleet) -> list[str]:
         if fields[b"kind"] == b"status":
             (claimed if job_id in seen else seen).append(job_id)
     return claimed
+
+
+def test_lora_files_may_come_and_go_while_a_worker_runs(fleet: Fleet, tmp_path: Path) -> None:
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    (folder / "ink.safetensors").write_bytes(b"")
+    fleet.start(DENOISED_LORAS=str(folder))
+    fleet.wait_for(lambda: fleet.board.catalogue()["fake"].loras == ("ink",))
+    (folder / "gold.safetensors").write_bytes(b"")
+    (folder / "ink.safetensors").unlink()
+    fleet.wait_for(lambda: fleet.board.catalogue()["fake"].loras == ("gold",))

@@ -9,13 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from models.canvas import make_canvas
 from models.checkpoint import load_checkpoint
 from models.device import choose_placement
 from models.engine import Drawn, Engine
-from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, TextToImageRequest
+from models.lora_files import LoraFiles
+from models.request import (
+    ImageToImageRequest,
+    InpaintingRequest,
+    LoraChoice,
+    PictureRequest,
+    TextToImageRequest,
+)
 from tests.fleet import Fleet, freeze, thaw
 from tests.tiny import SIDE, save_tiny_checkpoint
 from workers.__main__ import main
@@ -63,7 +72,14 @@ def make_requests() -> list[PictureRequest]:
         padding_mask_crop=10,
         outpaint_right=6,
     )
-    return [*texts, image, inpainting]
+    adapted = TextToImageRequest(
+        **COMMON,  # type: ignore[arg-type]
+        seed=6,
+        num_inference_steps=60,
+        sampler="ddim",
+        loras=(LoraChoice(name="ink", weight=0.7),),
+    )
+    return [*texts, adapted, image, inpainting]
 
 
 def upload() -> Image.Image:
@@ -83,15 +99,28 @@ def png_of(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def save_lora(folder: Path) -> None:
+    """A LoRA `ink` of one layer, in `folder`."""
+    folder.mkdir()
+    random, name = torch.Generator().manual_seed(0), "lora_unet_conv_out"
+    tensors = {
+        f"{name}.lora_down.weight": torch.randn(2, 32, 3, 3, generator=random) * 0.05,
+        f"{name}.lora_up.weight": torch.randn(4, 2, 1, 1, generator=random),
+    }
+    save_file(tensors, folder / "ink.safetensors")
+
+
 def draw_alone(request: PictureRequest, folder: Path) -> np.ndarray:
     """The picture of this request from an engine of its own: (H, W, 3) uint8."""
     checkpoint = load_checkpoint("tiny", str(folder), choose_placement("cpu", "float32"))
     engine = Engine()
+    loras = LoraFiles(folder.parent / "loras").of(request, checkpoint)
     canvas = make_canvas(request, upload(), mask()) if isinstance(request, InpaintingRequest) else None
     if canvas:
         engine.admit("alone", request, checkpoint, canvas.picture(), canvas.canvas_mask())
     else:
-        engine.admit("alone", request, checkpoint, upload() if isinstance(request, ImageToImageRequest) else None)
+        image = upload() if isinstance(request, ImageToImageRequest) else None
+        engine.admit("alone", request, checkpoint, image, loras=loras)
     while True:
         for event in engine.step():
             if isinstance(event, Drawn):
@@ -102,13 +131,16 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
     redis_url: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "tiny")
+    save_lora(tmp_path / "loras")
     with Fleet(redis_url, redis_client, tmp_path) as fleet:
         environment = {"DENOISED_MODELS": f"tiny={checkpoint}", "DENOISED_DEVICE": "cpu", "DENOISED_DTYPE": "float32"}
+        environment["DENOISED_LORAS"] = str(tmp_path / "loras")
         workers = [fleet.launch_real(**environment) for _ in range(2)]
         for worker in workers:
             fleet.wait_ready(worker)
         entry = fleet.board.catalogue()["tiny"]
         assert entry.tasks == ("text-to-image", "image-to-image", "inpainting")
+        assert entry.loras == ("ink",)
         assert {"ddim", "dpmpp_2m"} <= {sampler.name for sampler in entry.samplers}
         ids = []
         for request in make_requests():

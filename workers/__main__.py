@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import redis
 import structlog
@@ -19,6 +20,11 @@ from workers.logs import configure_logs
 from workers.redis_backoff import is_away
 from workers.settings import WorkerSettings
 from workers.store import StoreUrlError
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.lora import LoraUse
+    from models.request import PictureRequest
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +67,7 @@ def _assemble(settings: WorkerSettings) -> WorkerParts:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from models.device import choose_placement
     from models.engine import Engine, EngineSettings, step_table_of
+    from models.lora_files import LoraFiles
     from models.shelf import Shelf
 
     limits = {"max_rows": settings.max_rows} if settings.max_rows else {}
@@ -70,10 +77,16 @@ def _assemble(settings: WorkerSettings) -> WorkerParts:
         raise Unusable(f"device {settings.device!r}, dtype {settings.dtype!r}: {error}") from error
     engine = Engine(EngineSettings(**limits))
     shelf = Shelf(settings.models, placement, settings.memory_budget)
+    loras = LoraFiles(settings.lora_folder)
+
+    def read_ahead(request: PictureRequest, checkpoint: Checkpoint) -> tuple[LoraUse, ...]:
+        step_table_of(request, checkpoint)
+        return loras.of(request, checkpoint)
+
     wait_s = 0.1
     while True:
         try:
-            return assemble(settings, engine, shelf, step_table_of)
+            return assemble(settings, engine, shelf, read_ahead)
         except (StoreUrlError, PermissionError, FileExistsError, NotADirectoryError) as error:
             raise Unusable(f"the store of pictures: {error}") from error
         except redis.RedisError as error:

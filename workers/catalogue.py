@@ -5,6 +5,8 @@ Owns the translation from a checkpoint and the sampler catalogue to a ModelEntry
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from models.errors import SamplerRefused
 from models.request import SIZE_MULTIPLE
 from models.samplers import ALIASES, SAMPLERS, check_scheduler_config, max_steps_of
@@ -12,7 +14,12 @@ from workers.contract import ModelDefaults, ModelEntry, SamplerEntry
 from workers.protocols import Checkpoint
 
 
-def describe_model(checkpoint: Checkpoint) -> ModelEntry:
+def lora_names(folder: Path) -> tuple[str, ...]:
+    """Names under which requests may ask for the LoRA files of a directory, which need not exist."""
+    return tuple(sorted(file.stem for file in folder.glob("*.safetensors")))
+
+
+def describe_model(checkpoint: Checkpoint, loras: tuple[str, ...] = ()) -> ModelEntry:
     """The catalogue entry of a checkpoint, with the samplers that its scheduler's configuration allows."""
     samplers = tuple(entry for name in SAMPLERS if (entry := _describe_sampler(checkpoint, name)))
     offered = {entry.name for entry in samplers}
@@ -40,6 +47,7 @@ def describe_model(checkpoint: Checkpoint) -> ModelEntry:
         token_limit=checkpoint.token_limit,
         window_tokens=checkpoint.window_tokens,
         max_clip_skip=checkpoint.max_clip_skip,
+        loras=loras,
         upscale_factor=checkpoint.upscale_factor,
         max_noise_level=checkpoint.max_noise_level,
         samplers=samplers,

@@ -149,7 +149,8 @@ class HeldJobs:
             return
         assert held.uploads is not None, "a job is ready whose uploads were not read. This is a bug."
         try:
-            engine.admit(held.id, request, held.checkpoint, held.uploads.image, held.uploads.mask)
+            uploads = held.uploads
+            engine.admit(held.id, request, held.checkpoint, uploads.image, uploads.mask, uploads.loras)
         except Exception as error:  # noqa: BLE001 (the per-job boundary)
             self._fail_for(held, error)
             return

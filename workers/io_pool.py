@@ -26,16 +26,18 @@ from workers.pictures import encode_picture, preview_bytes, recipe_of
 from workers.protocols import Drawn
 from workers.store import Store
 
-Rehearsal = Callable[[PictureRequest, Any], object]
-"""Work of a request on a checkpoint that can be done ahead in another thread: `models.engine.step_table_of`."""
+Rehearsal = Callable[[PictureRequest, Any], Any]
+"""Work of a request on a checkpoint that can be done ahead in another thread: compiles its step table, and answers with
+the LoRAs that it names, read."""
 
 
 @dataclass(frozen=True)
 class Uploads:
-    """The decoded uploads of a job: what the engine is given, and for inpainting where its answer is pasted."""
+    """What a job brings along: decoded uploads and LoRAs for the engine, and for inpainting where its answer goes."""
 
     image: Image.Image | None = None
     mask: Mask | None = None
+    loras: tuple[Any, ...] = ()
     canvas: Canvas | None = None
 
 
@@ -81,18 +83,18 @@ class IOPool:
 
 def _read(store: Store, rehearse: Rehearsal, record: JobRecord, checkpoint: Any) -> Uploads:
     request = record.submission.request
-    rehearse(request, checkpoint)
+    loras = rehearse(request, checkpoint) or ()
     if isinstance(request, ImageToImageRequest | UpscaleRequest):
-        return Uploads(image=_read_upload(store, record, request.image))
+        return Uploads(_read_upload(store, record, request.image), loras=loras)
     if not isinstance(request, InpaintingRequest):
-        return Uploads()
+        return Uploads(loras=loras)
     image = _read_upload(store, record, request.image)
     mask = _read_upload(store, record, request.mask_image) if request.mask_image else None
     try:
         canvas = make_canvas(request, image, mask)
     except ValueError as error:
         raise ImageUnusable(f"Mask and picture do not belong together: {error}") from error
-    return Uploads(canvas.picture(), canvas.canvas_mask(), canvas)
+    return Uploads(canvas.picture(), canvas.canvas_mask(), loras, canvas)
 
 
 def _read_upload(store: Store, record: JobRecord, reference: str) -> Image.Image:

@@ -49,6 +49,11 @@ class WorkerSettings(BaseSettings):
         description="Models this worker serves, as `name=source` pairs with commas between; a source is a directory "
         "in diffusers layout or a hub id. The first one is loaded first. Default: the bundled model.",
     )
+    loras: Path | None = Field(
+        None,
+        description="Directory of LoRA files (.safetensors) that requests may name by file name; files may come and go "
+        "while the worker runs. Default: the folder `loras` in the data directory.",
+    )
     device: str = Field("auto", description="cuda, cuda:1, cpu, ... `auto` takes CUDA when it is there.")
     dtype: str = Field(
         "auto",
@@ -153,6 +158,11 @@ class WorkerSettings(BaseSettings):
         """No source is a hub id: what cannot be loaded now cannot be loaded later either."""
         sources = self.models.values()
         return all(Path(source).expanduser().exists() or not _HUB_ID.fullmatch(source) for source in sources)
+
+    @property
+    def lora_folder(self) -> Path:
+        """Directory of LoRA files; it need not exist."""
+        return (self.loras or self.data_dir / "loras").expanduser()
 
     @property
     def store(self) -> str:

@@ -25,8 +25,8 @@ import structlog
 
 from models.errors import CheckpointError
 from workers.assembly import WorkerParts
-from workers.catalogue import describe_model
-from workers.contract import key
+from workers.catalogue import describe_model, lora_names
+from workers.contract import ModelEntry, key
 from workers.held_jobs import HeldJobs
 from workers.protocols import Checkpoint
 from workers.redis_backoff import RedisBackoff
@@ -65,6 +65,8 @@ class Worker:
         self._backoff = RedisBackoff()
         self._signals = 0
         self._is_draining = False
+        self._entries: dict[str, ModelEntry] = {}
+        """What is in the catalogue by us."""
         self._state: State = "loading"
         now = time.monotonic()
         self._publish_at = 0.0
@@ -137,8 +139,18 @@ class Worker:
         return None
 
     def _publish_model(self, checkpoint: Checkpoint) -> None:
-        entry = describe_model(checkpoint)
+        self._publish_entry(describe_model(checkpoint, lora_names(self._parts.settings.lora_folder)))
+
+    def _publish_entry(self, entry: ModelEntry) -> None:
         self._parts.client.hset(key("catalogue"), entry.name, entry.model_dump_json())
+        self._entries[entry.name] = entry
+
+    def _publish_new_loras(self) -> None:
+        """Files may come and go while the worker runs."""
+        names = lora_names(self._parts.settings.lora_folder)
+        for entry in list(self._entries.values()):
+            if entry.loras != names:
+                self._publish_entry(entry.model_copy(update={"loras": names}))
 
     def _until_redis_answers(self, call: Callable[[], object]) -> None:
         """At the start there is nothing to do beside it: ask until it succeeds, or until told to end."""
@@ -263,6 +275,7 @@ class Worker:
 
     def _publish(self) -> None:
         self._publish_at = time.monotonic() + _PUBLISH_S
+        self._publish_new_loras()
         self._parts.heartbeat.publish(self._parts.reporting.status(self._state, self._parts.engine, self._parts.shelf))
 
     def _rest(self) -> None:

@@ -1,0 +1,56 @@
+"""The LoRA files of one directory, read when they are asked for.
+
+Owns the directory, and which of its files are in memory. Safe to share between threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from models.checkpoint import Checkpoint
+from models.errors import LoraRefused
+from models.lora import Lora, LoraUse, read_lora
+from models.request import PictureRequest
+
+SUFFIX = ".safetensors"
+
+_Key = tuple[str, str, int, int]
+"""Digest of the checkpoint, name, time and size of the file."""
+
+
+class LoraFiles:
+    """Names are those of the files without their ending; nothing outside the directory has one.
+
+    The `keep` most recently used stay in memory, for the checkpoint they were read for; a changed file is read again.
+    """
+
+    def __init__(self, folder: Path, keep: int = 32) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._read: OrderedDict[_Key, Lora] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, request: PictureRequest, checkpoint: Checkpoint) -> tuple[LoraUse, ...]:
+        """What the request asks for. Raises LoraRefused where one is not there or does not fit."""
+        return tuple(LoraUse(self._get(lora.name, checkpoint), lora.weight) for lora in request.loras)
+
+    def _get(self, name: str, checkpoint: Checkpoint) -> Lora:
+        file = self._find(name)
+        stat = file.stat()
+        key = checkpoint.digest, name, stat.st_mtime_ns, stat.st_size
+        with self._lock:
+            if key not in self._read:
+                self._read[key] = read_lora(file, name, checkpoint.networks)
+            self._read.move_to_end(key)
+            while len(self._read) > self._keep:
+                self._read.popitem(last=False)
+            return self._read[key]
+
+    def _find(self, name: str) -> Path:
+        """The file of that name in the directory itself: the listing decides, so no name leads elsewhere."""
+        found = [file for file in self._folder.glob(f"*{SUFFIX}") if file.stem == name]
+        if not found:
+            raise LoraRefused(f"There is no LoRA {name!r} any more; GET /models lists what there is.")
+        return found[0]

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from app.errors import Problem, field_problem
 from app.payload import Payload, require_no_files_but
-from app.resolve import Uploads, choose_model, enlarged_size, parse_body, resolve
+from app.resolve import Uploads, check_controls, choose_model, enlarged_size, parse_body, resolve
 from app.schemas import AnyBody, InpaintingBody, TextToImageBody
 from app.services import Services
 from app.uploads import (
@@ -56,6 +56,7 @@ async def accept(
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
     await _check_queue(services, tenant, entry)
+    check_controls(body, entry)
     uploads = await _read_uploads(services, tenant, body, payload)
     submission = Submission(
         tenant=tenant,
@@ -85,22 +86,28 @@ async def _check_queue(services: Services, tenant: str, entry: ModelEntry) -> No
 
 
 async def _read_uploads(services: Services, tenant: str, body: AnyBody, payload: Payload) -> Uploads:
-    if isinstance(body, TextToImageBody):
-        return Uploads()
-    image_source = await _source(services, tenant, payload, "image", body.image)
+    async def source(name: str, text: str) -> _Source:
+        return await _source(services, tenant, payload, name, text)
+
+    controls = [await source(f"controls/{number}/image", control.image) for number, control in enumerate(body.controls)]
+    image_source = None if isinstance(body, TextToImageBody) else await source("image", body.image)
     mask_source = None
     if isinstance(body, InpaintingBody) and body.mask_image is not None:
-        mask_source = await _source(services, tenant, payload, "mask_image", body.mask_image)
+        mask_source = await source("mask_image", body.mask_image)
     max_pixels = services.settings.max_upload_pixels
 
     def read() -> Uploads:
-        image = image_source.read(max_pixels)
-        if not isinstance(body, InpaintingBody):
-            return Uploads(image)
-        mask = _mask(body, image_source, mask_source, max_pixels)
-        _check_inpainting(body, image, mask, max_pixels)
-        return Uploads(image, mask)
+        read_controls = tuple(control.read(max_pixels) for control in controls)
+        if image_source is None:
+            return Uploads(controls=read_controls)
+        image, mask = image_source.read(max_pixels), None
+        if isinstance(body, InpaintingBody):
+            mask = _mask(body, image_source, mask_source, max_pixels)
+            _check_inpainting(body, image, mask, max_pixels)
+        return Uploads(image, mask, read_controls)
 
+    if image_source is None and not controls:
+        return Uploads()
     return await anyio.to_thread.run_sync(read, limiter=services.decoders)
 
 
@@ -119,7 +126,7 @@ class _Source:
     def read(self, max_pixels: int) -> Upload:
         if self.digest and self.data is not None:
             return known_upload(self.data, self.digest)
-        return read_upload(self.bytes(), max_pixels)
+        return read_upload(self.bytes(), max_pixels, self.name)
 
 
 async def _source(services: Services, tenant: str, payload: Payload, name: str, text: str) -> _Source:
@@ -170,7 +177,7 @@ async def _store_and_submit(
     job_id = new_job_id()
     is_kept = False
     try:
-        for upload in uploads.all:
+        for upload in {upload.name: upload for upload in uploads.all}.values():
             await services.on_store(services.store.put, job_id, upload.name, upload.png)
         digests = tuple(upload.digest for upload in uploads.all)
         async with services.door:

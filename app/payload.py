@@ -205,7 +205,7 @@ _FORM_INTEGERS = frozenset(
     }
 )
 _FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
-_FORM_JSON = frozenset({"loras"})
+_FORM_JSON = frozenset({"loras", "controls"})
 _FORM_BOOLEANS = frozenset({"previews"})
 
 

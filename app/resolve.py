@@ -30,6 +30,7 @@ from models.region import Size, box_after_outpainting, canvas_for
 from models.request import (
     TASKS,
     AnyRequest,
+    ControlChoice,
     ImageToImageRequest,
     InpaintingRequest,
     TextToImageRequest,
@@ -50,10 +51,11 @@ class Uploads:
 
     image: Upload | None = None
     mask: MaskUpload | None = None
+    controls: tuple[Upload, ...] = ()
 
     @property
     def all(self) -> tuple[Upload, ...]:
-        return tuple(upload for upload in (self.image, self.mask) if upload is not None)
+        return tuple(upload for upload in (self.image, self.mask, *self.controls) if upload is not None)
 
 
 def parse_body(fields: Mapping[str, Any]) -> AnyBody:
@@ -104,6 +106,7 @@ def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
         "model": entry.name,
         "prompt": prompt,
         "loras": loras,
+        "controls": _resolve_controls(body, entry, uploads),
         "negative_prompt": body.negative_prompt,
         "width": width,
         "height": height,
@@ -145,6 +148,25 @@ def _resolve_clip_skip(body: AnyBody, entry: ModelEntry) -> int:
         what = f"{entry.name} can leave out 0 to {entry.max_clip_skip} layers, not {_number(body.clip_skip)}."
         raise field_problem("clip_skip_out_of_range", "clip_skip", what)
     return body.clip_skip
+
+
+def check_controls(body: AnyBody, entry: ModelEntry) -> None:
+    """Before their pictures are read. Raises Problem for one that is not there."""
+    for number, control in enumerate(body.controls):
+        if control.name not in entry.controlnets:
+            there = ", ".join(entry.controlnets[:20]) or "none"
+            what = f"There is no ControlNet {_quoted(control.name)}; there is {there}."
+            raise field_problem("control_unknown", f"controls/{number}", what)
+
+
+def _resolve_controls(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> tuple[ControlChoice, ...]:
+    check_controls(body, entry)
+    return tuple(
+        ControlChoice(
+            name=control.name, image=upload.reference, weight=control.weight, start=control.start, end=control.end
+        )
+        for control, upload in zip(body.controls, uploads.controls, strict=True)
+    )
 
 
 def _resolve_noise_level(body: UpscaleBody, entry: ModelEntry) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from app.uploads import MaskConvention
 from models.request import (
@@ -26,6 +26,7 @@ from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, Sa
 
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_LORAS = 8
+MAX_CONTROLS = 4
 
 TEXT_TO_IMAGE_EXAMPLE: dict[str, Any] = {
     "prompt": "a red apple on a white table",
@@ -76,6 +77,25 @@ class LoraBody(Wire):
     weight: float = Field(1.0, ge=-10, le=10, description="How strongly it counts; 1 is as it was trained.")
 
 
+class ControlBody(Wire):
+    """A ControlNet of the server, and the picture that it follows."""
+
+    name: str = Field(min_length=1, max_length=200, description="One of `controlnets` of GET /models.")
+    image: str = Field(
+        description="The map that the ControlNet reads (edges, depth, a pose, ...), sent like any `image`. It is"
+        " stretched over the picture; for inpainting it goes with `image`, whatever part of it is shown."
+    )
+    weight: float = Field(1.0, ge=0, le=10, description="How strongly it steers.")
+    start: float = Field(0.0, ge=0, le=1, description="Share of the steps after which it begins.")
+    end: float = Field(1.0, ge=0, le=1, description="Share of the steps after which it ends.")
+
+    @model_validator(mode="after")
+    def _has_a_span(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError("start is not before end")
+        return self
+
+
 class PictureBody(Wire):
     """What every task takes. What is left out is filled in from the model and the document says with what."""
 
@@ -116,6 +136,9 @@ class PictureBody(Wire):
         max_length=MAX_LORAS,
         description="LoRA files to draw with, for these pictures alone. `<lora:NAME:WEIGHT>` in an `a1111` prompt is"
         " another way to say it.",
+    )
+    controls: list[ControlBody] = Field(
+        [], max_length=MAX_CONTROLS, description="ControlNets that steer where things go, each by a picture of its own."
     )
     seed: int | None = Field(
         None,
@@ -363,6 +386,7 @@ class LimitsDocument(Document):
     window_tokens: int = Field(description="Of them those that are read at once; all that a `plain` prompt has.")
     max_clip_skip: int = Field(description="Layers of the text encoder that can be left out.")
     loras: tuple[str, ...] = Field(description="LoRA files that a request may name.")
+    controlnets: tuple[str, ...] = Field(description="ControlNets that a request may name.")
     upscale_factor: int | None = Field(description="Of an upscaler: what it multiplies both sides by.")
     max_noise_level: int | None = Field(description="Of an upscaler.")
     max_prompt_characters: int

@@ -75,9 +75,10 @@ def decode_base64(text: str, name: str = "image") -> bytes:
     return data
 
 
-def read_upload(data: bytes, max_pixels: int) -> Upload:
-    """Checks by header, then decodes: EXIF-rotated, ICC profile -> sRGB, transparency on white. Raises Problem."""
-    return _as_upload(_on_white(_to_srgb(_decoded(data, max_pixels, "image", _MODES))))
+def read_upload(data: bytes, max_pixels: int, name: str = "image") -> Upload:
+    """Checks by header, then decodes: EXIF-rotated, ICC profile -> sRGB, transparency on white. Raises Problem, about
+    the field `name`."""
+    return _as_upload(_on_white(_to_srgb(_decoded(data, max_pixels, name, _MODES))))
 
 
 def read_mask(

@@ -78,6 +78,7 @@ def _rows(ordered: Sequence[Slot], guided: int, latents: Tensor) -> Rows:
         pooled=_stacked([text.pooled for text in texts if text is not None]),
         time_ids=_stacked([slot.conditioning.time_ids for slot in twice]),
         loras=[slot.conditioning.loras for slot in twice],
+        controls=[slot.controls for slot in twice],
         noise_levels=_noise_levels([slot.conditioning.noise_level for slot in twice], device),
     )
 

@@ -31,6 +31,8 @@ class Canvas:
     region: Box
     size: tuple[int, int]
     mask_blur: int
+    outpaint: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Pixels of the reference that are not the upload's: left, top, right, bottom."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -38,10 +40,22 @@ class Canvas:
 
     def picture(self) -> Image.Image:
         """RGB, `size`: the region, with its edge pixels repeated or resampled (Lanczos) to fill the canvas."""
-        cut = self._cut(self.reference)
+        return self._shown(self._cut(self.reference))
+
+    def beside(self, image: Image.Image) -> Image.Image:
+        """RGB, `size`: of a picture that goes with the upload, what lies where the region does. One that has not the
+        upload's size is stretched over the whole of it."""
+        left, top, right, bottom = self.outpaint
+        inner = self.reference.shape[1] - left - right, self.reference.shape[0] - top - bottom
+        if image.size != inner:
+            image = image.resize(inner, Image.Resampling.LANCZOS)
+        whole_picture = np.pad(np.asarray(image.convert("RGB")), ((top, bottom), (left, right), (0, 0)), mode="edge")
+        return self._shown(self._cut(whole_picture))
+
+    def _shown(self, cut: Pixels) -> Image.Image:
         if is_copied(self.region, self.size):
             return Image.fromarray(np.pad(cut, (*self._missing, (0, 0)), mode="edge"))
-        return Image.fromarray(cut).resize(self.size, Image.Resampling.LANCZOS)
+        return Image.fromarray(np.ascontiguousarray(cut)).resize(self.size, Image.Resampling.LANCZOS)
 
     def canvas_mask(self) -> Mask:
         """(height, width) of `size`. Resampled, a pixel belongs to it that covers any of it: thin lines stay."""
@@ -95,7 +109,7 @@ def make_canvas(request: InpaintingRequest, image: Image.Image, mask_image: Imag
         region = whole(picture)
     else:
         region = region_of(box.padded(request.padding_mask_crop, picture), picture, canvas)
-    return Canvas(reference, mask, region, canvas, request.mask_blur)
+    return Canvas(reference, mask, region, canvas, request.mask_blur, request.outpaint)
 
 
 def feather(mask: Mask, pixels: int) -> NDArray[np.float32]:

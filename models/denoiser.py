@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.control import ControlUse, residuals
 from models.lora import LoraUse, RowLoras
 
 
@@ -25,7 +26,7 @@ class Rows:
     latents: (N, C, h, w) float32, already scaled by the step table. timesteps: (N,) float32, may be fractional.
     context: (N, T, D). extras: for each row (E, h, w) float32, never scaled, or None for zeros; all zeros without it.
     guidance_scales: (N,) float32, for a network that is told of it. pooled: (N, P) and time_ids: (N, 6), for SDXL.
-    noise_levels: (N,) int64, for an upscaler. loras: those of each row; none without it.
+    noise_levels: (N,) int64, for an upscaler. loras, controls: those of each row; none without it.
     """
 
     latents: Tensor
@@ -37,6 +38,7 @@ class Rows:
     time_ids: Tensor | None = None
     noise_levels: Tensor | None = None
     loras: Sequence[tuple[LoraUse, ...]] | None = None
+    controls: Sequence[tuple[ControlUse, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -96,13 +98,19 @@ class Denoiser:
             self._loras.clear()
 
     def _call(self, rows: Rows, guidance: Tensor | None, added: dict[str, Tensor] | None) -> Tensor:
+        context, down, middle = rows.context.to(self.dtype), None, None
+        if rows.controls:
+            steered = residuals(rows.controls, rows.latents.to(self.dtype), rows.timesteps, context, added)
+            down, middle = steered or (None, None)
         output: Tensor = self.network(
             self._with_extras(rows).to(self.dtype),
             rows.timesteps,
-            encoder_hidden_states=rows.context.to(self.dtype),
+            encoder_hidden_states=context,
             timestep_cond=guidance,
             class_labels=rows.noise_levels,
             added_cond_kwargs=added,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
             return_dict=False,
         )[0]
         return output.float()

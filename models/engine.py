@@ -12,13 +12,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from models.batch import step_together
 from models.capacity import Capacity, measure_rows
@@ -27,13 +25,11 @@ from models.conditioning import PromptOptions
 from models.decode_queue import DecodeQueue
 from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
-from models.lora import LoraUse
 from models.meter import LoadFigures, Meter
-from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
-from models.slot import Conditioning, GroupKey, Slot, Text
-from models.start import Encoded, Start, encode_uploads, small_picture, start, start_tiles
-from models.step_table import StepTable
-from models.tiles import Mosaic, Tiling, tile
+from models.prepare import Inputs, group_key, prepare, prompt_options, prompts_of, rows_of, step_table_of, warnings_of
+from models.request import PictureRequest, UpscaleRequest
+from models.slot import GroupKey, Slot
+from models.tiles import Mosaic
 
 log = structlog.get_logger(__name__)
 
@@ -93,9 +89,7 @@ class _Job:
     id: str
     request: PictureRequest
     checkpoint: Checkpoint
-    image: Image.Image | None
-    mask: NDArray[np.bool_] | None
-    loras: tuple[LoraUse, ...]
+    inputs: Inputs
     slots: tuple[Slot, ...] = ()
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
     mosaics: dict[int, Mosaic] = field(default_factory=dict)
@@ -104,15 +98,6 @@ class _Job:
     admitted_at: float = field(default_factory=time.monotonic)
     prepared_at: float = 0.0
     denoised_at: float = 0.0
-
-
-def step_table_of(request: PictureRequest, checkpoint: Checkpoint) -> StepTable:
-    """The step table of a request; safe to call from another thread beforehand, so that the loop finds it compiled.
-
-    Raises SamplerRefused.
-    """
-    strength = request.strength if isinstance(request, ImageToImageRequest | InpaintingRequest) else None
-    return checkpoint.tables.get(request.sampler, request.noise_schedule, request.num_inference_steps, strength)
 
 
 class Engine:
@@ -150,11 +135,11 @@ class Engine:
 
     def has_room(self, request: PictureRequest, checkpoint: Checkpoint) -> bool:
         """True when the rows of one more job of this kind fit into a call, or none of its kind is there."""
-        key = _group_key(request, checkpoint)
+        key = group_key(request, checkpoint)
         rows = sum(slot.rows for slot in self._groups.get(key, ()))
-        newcomers = [job for job in self._newcomers if _group_key(job.request, job.checkpoint) == key]
-        rows += sum(_rows_of(job.request, checkpoint) for job in newcomers)
-        return rows == 0 or rows + _rows_of(request, checkpoint) <= self._capacity.rows(key)
+        newcomers = [job for job in self._newcomers if group_key(job.request, job.checkpoint) == key]
+        rows += sum(rows_of(job.request, checkpoint) for job in newcomers)
+        return rows == 0 or rows + rows_of(request, checkpoint) <= self._capacity.rows(key)
 
     def progress(self) -> dict[str, tuple[int, int, float | None]]:
         """Job id -> (UNet evaluations done, of how many, seconds still to go), for jobs in the batch."""
@@ -184,23 +169,13 @@ class Engine:
 
     # --- what the worker does -------------------------------------------------------------------------------------
 
-    def admit(
-        self,
-        job_id: str,
-        request: PictureRequest,
-        checkpoint: Checkpoint,
-        image: Image.Image | None = None,
-        mask: NDArray[np.bool_] | None = None,
-        loras: tuple[LoraUse, ...] = (),
-    ) -> None:
+    def admit(self, job_id: str, request: PictureRequest, checkpoint: Checkpoint, inputs: Inputs | None = None) -> None:
         """Let a job join. Cheap: the work is done at the start of a later `step`, which answers Prepared or Broken.
 
-        image: the decoded upload of image-to-image or upscale, RGB, any size; for inpainting the picture of its
-        `Canvas`, and mask, (height, width) of the request, the canvas's own. What is drawn is not pasted here.
-        loras: read for this checkpoint.
+        What is drawn for inpainting is not pasted into its canvas here.
         """
         assert job_id not in self._jobs, f"{job_id} is in the batch already. This is a bug."
-        job = _Job(job_id, request, checkpoint, image, mask, loras)
+        job = _Job(job_id, request, checkpoint, inputs or Inputs())
         self._jobs[job_id] = job
         self._newcomers.append(job)
 
@@ -245,7 +220,7 @@ class Engine:
         taken: list[_Job] = []
         while self._newcomers and len(taken) < self._settings.prepare_at_once:
             taken.append(self._newcomers.popleft())
-            if taken[-1].image is not None:
+            if taken[-1].inputs.has_uploads:
                 break
         self._encode_prompts_together(taken)
         return [self._prepare_or_break(job) for job in taken]
@@ -254,9 +229,9 @@ class Engine:
         """Fill the embedding caches with one encoder call a model; a failure shows when the job itself is prepared."""
         alike: dict[tuple[str, PromptOptions], list[_Job]] = {}
         for job in jobs:
-            alike.setdefault((job.checkpoint.name, _prompt_options(job)), []).append(job)
+            alike.setdefault((job.checkpoint.name, prompt_options(job.request, job.inputs)), []).append(job)
         for (name, options), same in alike.items():
-            prompts = [prompt for job in same for prompt in _prompts_of(job.request, job.checkpoint)]
+            prompts = [prompt for job in same for prompt in prompts_of(job.request, job.checkpoint)]
             try:
                 same[0].checkpoint.conditioner.encode(prompts, options)
             except RuntimeError as error:
@@ -265,81 +240,15 @@ class Engine:
                 log.warning("prompts could not be encoded together", model=name, error=str(error))
 
     def _prepare(self, job: _Job) -> Event:
-        request, checkpoint = job.request, job.checkpoint
-        table = step_table_of(request, checkpoint)
-        options = _prompt_options(job)
-        warnings = [
-            checkpoint.conditioner.warn_of_cut(text, name, options.syntax)
-            for text, name in zip(_prompts_of(request, checkpoint), ("prompt", "negative prompt"), strict=False)
-        ]
-        if request.negative_prompt and not _has_negative(request, checkpoint):
-            warnings.append(_UNREAD_FOR_MODEL if request.has_guidance else _UNREAD_WITHOUT_GUIDANCE)
-        conditioning = _conditioning_of(job)
-        if isinstance(request, UpscaleRequest):
-            job.slots = self._make_tiles(job, request, table, conditioning)
-        else:
-            has_channels = checkpoint.denoiser.extra_channels > 0
-            encoded = encode_uploads(checkpoint.autoencoder, request, job.image, job.mask, has_channels)
-            job.slots = tuple(
-                self._make_slot(job, index, table, conditioning, encoded) for index in range(request.num_images)
-            )
-        job.image, job.mask = None, None
-        job.warnings = tuple(warning for warning in warnings if warning)
+        table = step_table_of(job.request, job.checkpoint)
+        job.warnings = warnings_of(job.request, job.checkpoint)
+        prepared = prepare(job.id, job.request, job.checkpoint, job.inputs, table)
+        job.slots, job.mosaics, job.inputs = prepared.slots, prepared.mosaics, Inputs()
         job.prepared_at = time.monotonic()
         for slot in job.slots:
             self._groups.setdefault(slot.key, deque()).append(slot)
-        self._meter.know(checkpoint)
+        self._meter.know(job.checkpoint)
         return Prepared(job.id, len(table), job.warnings)
-
-    def _make_slot(self, job: _Job, index: int, table: StepTable, conditioning: Conditioning, encoded: Encoded) -> Slot:
-        generator = torch.Generator("cpu").manual_seed(job.request.seed_of(index))
-        shape = _group_key(job.request, job.checkpoint).shape
-        begun = start(table, encoded, getattr(job.request, "strength", 1.0), shape, generator)
-        return self._begin(job, index, table, conditioning, (begun, generator))
-
-    def _make_tiles(
-        self, job: _Job, request: UpscaleRequest, table: StepTable, conditioning: Conditioning
-    ) -> tuple[Slot, ...]:
-        """A slot for each tile of each picture, in the order of the pictures."""
-        upscaling, tiling = job.checkpoint.upscaling, _tiling_of(request, job.checkpoint)
-        assert upscaling is not None, "A request to enlarge reached a model that cannot. This is a bug."
-        assert job.image is not None, "upscale came without its upload. This is a bug."
-        small, channels = small_picture(job.image, tiling.size), job.checkpoint.denoiser.latent_channels
-        signal, noise = upscaling.scales[request.noise_level].tolist()
-        conditioning = replace(conditioning, noise_level=request.noise_level)
-        slots = []
-        for index in range(request.num_images):
-            job.mosaics[index] = Mosaic(tiling, upscaling.factor)
-            begun = start_tiles(table, small, (signal, noise), tiling, channels, request.seed_of(index))
-            slots += [self._begin(job, index, table, conditioning, own, number) for number, own in enumerate(begun)]
-        return tuple(slots)
-
-    def _begin(
-        self,
-        job: _Job,
-        index: int,
-        table: StepTable,
-        conditioning: Conditioning,
-        begun: tuple[Start, torch.Generator],
-        number: int = 0,
-    ) -> Slot:
-        beginning, generator = begun
-        key, device = _group_key(job.request, job.checkpoint), job.checkpoint.denoiser.device
-        latents = beginning.latents.to(device)
-        if beginning.extra is not None:
-            conditioning = replace(conditioning, extra=beginning.extra.to(device))
-        return Slot(
-            job.id,
-            index,
-            key,
-            table,
-            conditioning,
-            generator,
-            latents,
-            registers=latents.new_zeros((table.num_registers, *key.shape)),
-            known=beginning.known.to(device) if beginning.known else None,
-            tile=number,
-        )
 
     # --- step -----------------------------------------------------------------------------------------------------
 
@@ -509,66 +418,4 @@ class Engine:
 
 
 _NOT_FINITE = "The latents turned NaN or infinite; try another seed, more steps, less guidance or another sampler."
-_UNREAD_WITHOUT_GUIDANCE = "The negative prompt was not read: guidance_scale is 1 or less, which switches it off."
-_UNREAD_FOR_MODEL = "The negative prompt was not read: this model is told the guidance scale and takes none."
 _TOO_LARGE = "The picture does not fit into the device's memory even alone; ask for a smaller one."
-
-
-def _group_key(request: PictureRequest, checkpoint: Checkpoint) -> GroupKey:
-    factor = checkpoint.autoencoder.factor
-    width, height = request.width // factor, request.height // factor
-    if isinstance(request, UpscaleRequest):
-        box = _tiling_of(request, checkpoint).boxes[0]
-        width, height = box.width, box.height
-    shape = (checkpoint.denoiser.latent_channels, height, width)
-    context_length = checkpoint.conditioner.context_length(_prompts_of(request, checkpoint), request.prompt_syntax)
-    return GroupKey(checkpoint.name, shape, context_length)
-
-
-def _has_negative(request: PictureRequest, checkpoint: Checkpoint) -> bool:
-    """Guidance takes a second row. A network that is told the guidance scale does without."""
-    return request.has_guidance and checkpoint.denoiser.guidance_width is None
-
-
-def _rows_of(request: PictureRequest, checkpoint: Checkpoint) -> int:
-    tiles = len(_tiling_of(request, checkpoint).boxes) if isinstance(request, UpscaleRequest) else 1
-    return request.num_images * tiles * (2 if _has_negative(request, checkpoint) else 1)
-
-
-def _tiling_of(request: UpscaleRequest, checkpoint: Checkpoint) -> Tiling:
-    """In pixels of the upload, which are positions of the latents."""
-    upscaling = checkpoint.upscaling
-    assert upscaling is not None, "A request to enlarge reached a model that cannot. This is a bug."
-    size = request.width // upscaling.factor, request.height // upscaling.factor
-    return tile(size, upscaling.tile, upscaling.overlap, checkpoint.denoiser.multiple)
-
-
-def _prompt_options(job: _Job) -> PromptOptions:
-    return PromptOptions(job.request.prompt_syntax, job.request.clip_skip, job.loras)
-
-
-def _prompts_of(request: PictureRequest, checkpoint: Checkpoint) -> list[str]:
-    """The prompt, then, with a row for it, the negative one, empty where there is none."""
-    negative = [request.negative_prompt or ""] if _has_negative(request, checkpoint) else []
-    return [request.prompt, *negative]
-
-
-def _conditioning_of(job: _Job) -> Conditioning:
-    request, checkpoint = job.request, job.checkpoint
-    positive, *rest = checkpoint.conditioner.encode(_prompts_of(request, checkpoint), _prompt_options(job))
-    negative = rest[0] if rest else None
-    if negative is not None and request.negative_prompt is None and checkpoint.zeroes_absent_negative:
-        pooled = None if negative.pooled is None else torch.zeros_like(negative.pooled)
-        negative = Text(torch.zeros_like(negative.states), pooled)
-    time_ids = None
-    if checkpoint.denoiser.is_sdxl:  # size of the original, its crop's corner, size asked for (arXiv 2307.01952)
-        size = [float(request.height), float(request.width)]
-        time_ids = torch.tensor([*size, 0.0, 0.0, *size], device=checkpoint.denoiser.device)
-    return Conditioning(
-        positive,
-        negative,
-        request.guidance_scale,
-        request.guidance_rescale,
-        time_ids=time_ids,
-        loras=job.loras,
-    )

@@ -8,6 +8,7 @@ the job document, the API only repeats them.
     │   ├── SamplerRefused    `sampler_refused`
     │   ├── ImageUnusable     `image_unusable`
     │   ├── LoraRefused       `lora_refused`
+    │   ├── ControlRefused    `control_refused`
     │   └── UploadMissing     `upload_missing`
     ├── CheckpointError       the weights cannot be used
     │   ├── CheckpointRefused `checkpoint_refused`
@@ -57,6 +58,12 @@ class LoraRefused(RequestError):
     """A LoRA does not fit the network, is of a kind that is not served, or is no longer there."""
 
     code = "lora_refused"
+
+
+class ControlRefused(RequestError):
+    """A ControlNet does not fit the network, cannot be loaded, or is no longer there."""
+
+    code = "control_refused"
 
 
 class UploadMissing(RequestError):
@@ -127,6 +134,7 @@ JOB_ERROR_CODES: tuple[str, ...] = tuple(
             SamplerRefused,
             ImageUnusable,
             LoraRefused,
+            ControlRefused,
             UploadMissing,
             CheckpointRefused,
             CheckpointMissing,

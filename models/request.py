@@ -40,6 +40,18 @@ class LoraChoice(BaseModel):
     weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
 
 
+class ControlChoice(BaseModel):
+    """A ControlNet by name, the picture that it follows, how strongly, and in which share of the steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=200)
+    image: str = Field(pattern=DIGEST)
+    weight: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)
+    start: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    end: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
+
+
 class PictureRequest(BaseModel):
     """What every task has in common. Frozen; unknown fields are refused."""
 
@@ -63,6 +75,8 @@ class PictureRequest(BaseModel):
     """Layers of the text encoder left out at its end, as diffusers counts them."""
     loras: tuple[LoraChoice, ...] = ()
     """Adaptations of the weights for these pictures alone (arXiv 2106.09685)."""
+    controls: tuple[ControlChoice, ...] = ()
+    """Pictures that steer where things go (arXiv 2302.05543)."""
     seed: int = Field(ge=0, le=MAX_SEED)
     num_images: int = Field(ge=1)
 

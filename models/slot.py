@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models.control import ControlUse
 from models.lora import LoraUse
 from models.step_table import StepTable
 
@@ -51,6 +52,7 @@ class Conditioning:
     time_ids: Tensor | None = None
     noise_level: int | None = None
     loras: tuple[LoraUse, ...] = ()
+    controls: tuple[ControlUse, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -112,6 +114,11 @@ class Slot:
     @property
     def steps_left(self) -> int:
         return len(self.table) - self.step
+
+    @property
+    def controls(self) -> tuple[ControlUse, ...]:
+        """Those that steer this step."""
+        return tuple(use for use in self.conditioning.controls if use.is_active(self.step, len(self.table)))
 
     def noise(self) -> Tensor | None:
         """The draw of this step, (C, h, w), or None when the sampler takes none; drawn once and kept until `commit`."""

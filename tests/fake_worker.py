@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from tests.fakes import FakeEngine, FakeShelf, no_rehearsal
+from tests.fakes import FakeEngine, FakeShelf, nothing_ahead
 from workers.assembly import assemble
 from workers.logs import configure_logs
 from workers.settings import WorkerSettings
@@ -27,7 +27,7 @@ def main() -> int:
         if place == os.environ.get("FAKE_KILL_AT"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return Worker(assemble(settings, engine, shelf, no_rehearsal, kill_at)).run()
+    return Worker(assemble(settings, engine, shelf, nothing_ahead, kill_at)).run()
 
 
 if __name__ == "__main__":

@@ -79,7 +79,6 @@ class Load:
 @dataclass
 class _Job:
     request: PictureRequest
-    image: Any
     step: int = 0
     is_prepared: bool = False
 
@@ -103,18 +102,10 @@ class FakeEngine:
     def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint) -> bool:
         return len(self._jobs) < self._room
 
-    def admit(
-        self,
-        job_id: str,
-        request: PictureRequest,
-        checkpoint: FakeCheckpoint,
-        image: Any = None,
-        mask: Any = None,
-        loras: Any = (),
-    ) -> None:
+    def admit(self, job_id: str, request: PictureRequest, checkpoint: FakeCheckpoint, inputs: Any = None) -> None:
         if "refused" in request.prompt:
             raise RuntimeError("a fault where none should be")
-        self._jobs[job_id] = _Job(request, image)
+        self._jobs[job_id] = _Job(request)
 
     def cancel(self, job_id: str) -> bool:
         return self._jobs.pop(job_id, None) is not None
@@ -204,5 +195,5 @@ def draw_fake(request: PictureRequest, index: int) -> np.ndarray:
     return generator.integers(0, 256, (request.height, request.width, 3), dtype=np.uint8)
 
 
-def no_rehearsal(request: PictureRequest, checkpoint: FakeCheckpoint) -> None:
-    """A fake step needs no table."""
+def nothing_ahead(request: PictureRequest, checkpoint: Any, uploads: Any) -> None:
+    """In place of step tables, LoRAs and ControlNets."""

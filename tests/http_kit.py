@@ -57,6 +57,7 @@ ENTRY = ModelEntry(
     window_tokens=75,
     max_clip_skip=11,
     loras=("gold", "ink"),
+    controlnets=("edges",),
     samplers=(
         SamplerEntry(name="euler", description="Euler", noise_schedules=ALL_SCHEDULES, max_steps=999),
         SamplerEntry(name="dpmpp_2m", description="DPM", noise_schedules=ALL_SCHEDULES, max_steps=999),

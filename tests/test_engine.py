@@ -21,6 +21,7 @@ from models.denoiser import Denoiser, Rows
 from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings, Event, Prepared
 from models.errors import InternalError, NotFinite, OutOfMemory
+from models.prepare import Inputs
 from models.request import ImageToImageRequest, PictureRequest, TextToImageRequest
 from tests.tiny import save_tiny_checkpoint, save_tiny_guided_checkpoint
 
@@ -76,7 +77,7 @@ def broken(events: list[Event]) -> dict[str, Broken]:
 
 def draw_alone(checkpoint: Checkpoint, request: PictureRequest, image: Image.Image | None = None) -> np.ndarray:
     engine = Engine()
-    engine.admit("alone", request, checkpoint, image)
+    engine.admit("alone", request, checkpoint, Inputs(image))
     return drawn(run_to_end(engine))["alone"].pictures[0]
 
 
@@ -143,7 +144,7 @@ def test_sixteen_different_requests_in_one_batch_are_what_they_are_alone(checkpo
     for tick in range(2000):
         for index, arrival in enumerate(arrivals):
             if arrival.tick == tick:
-                engine.admit(str(index), arrival.request, checkpoint, arrival.image)
+                engine.admit(str(index), arrival.request, checkpoint, Inputs(arrival.image))
         before = Counter(counter.calls)
         for event in engine.step():
             assert not isinstance(event, Broken), event
@@ -380,7 +381,7 @@ def test_memory_that_is_short_while_a_job_is_prepared_gets_a_second_try(checkpoi
     autoencoder = ShortOnce(checkpoint.autoencoder._vae)
     request, upload = make_request(strength=0.5), make_upload(1, 64, 64)
     engine = Engine()
-    engine.admit("any", request, dataclasses.replace(checkpoint, autoencoder=autoencoder), upload)
+    engine.admit("any", request, dataclasses.replace(checkpoint, autoencoder=autoencoder), Inputs(upload))
     picture = drawn(run_to_end(engine))["any"].pictures[0]
     assert autoencoder.tries == 2
     assert difference(picture, draw_alone(checkpoint, request, upload)) <= TOLERANCE

@@ -52,6 +52,7 @@ async def test_a_prompt_is_enough_and_every_default_is_told(redis_url, store, wo
         "prompt_syntax": "a1111",
         "clip_skip": 0,
         "loras": [],
+        "controls": [],
         "guidance_rescale": 0.0,
         "output_format": "png",
         "previews": False,
@@ -353,3 +354,23 @@ async def test_loras_are_named_in_their_field_in_the_prompt_or_in_a_form(redis_u
     assert jobs[2]["code"] == "prompt_empty"
     assert plain["request"]["prompt"] == bodies[1]["prompt"]
     assert plain["request"]["loras"] == []
+
+
+async def test_the_pictures_of_controlnets_are_stored_and_may_be_sent_again(redis_url, store, worker) -> None:
+    edges, depth = (base64.b64encode(png(colour=colour)).decode() for colour in ((1, 2, 3), (4, 5, 6)))
+    body = {
+        "prompt": "a pear",
+        "seed": 1,
+        "controls": [{"name": "edges", "image": edges}, {"name": "edges", "image": depth, "weight": 0.5, "end": 0.8}],
+    }
+    async with serving(redis_url, store) as client:
+        job = (await client.post("/generate", json=body)).json()
+        again = (await client.post("/generate", json=job["request"])).json()
+        twice = {**body, "controls": [{"name": "edges", "image": edges}] * 2}
+        assert (await client.post("/generate", json=twice)).status_code == 202
+    controls = job["request"]["controls"]
+    assert [(used["weight"], used["start"], used["end"]) for used in controls] == [(1.0, 0.0, 1.0), (0.5, 0.0, 0.8)]
+    assert again["request"] == job["request"]
+    for used, colour in zip(controls, ((1, 2, 3), (4, 5, 6)), strict=True):
+        stored = Image.open(io.BytesIO(store.get(again["id"], f"{used['image'].removeprefix('sha256:')}.png")))
+        assert stored.getpixel((0, 0)) == colour

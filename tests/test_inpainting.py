@@ -16,7 +16,8 @@ from models.batch import step_together
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.denoiser import Denoiser, Rows
 from models.device import choose_placement
-from models.engine import Drawn, Engine, step_table_of
+from models.engine import Drawn, Engine
+from models.prepare import Inputs, step_table_of
 from models.request import InpaintingRequest, PictureRequest, TextToImageRequest
 from models.slot import Conditioning, GroupKey, Slot
 from models.start import encode_uploads, start
@@ -85,7 +86,7 @@ def slot_of(checkpoint: Checkpoint, request: InpaintingRequest, mask: np.ndarray
 def draw(checkpoint: Checkpoint, *jobs: tuple[PictureRequest, np.ndarray | None]) -> list[np.ndarray]:
     engine = Engine()
     for index, (request, mask) in enumerate(jobs):
-        engine.admit(str(index), request, checkpoint, None if mask is None else picture(), mask)
+        engine.admit(str(index), request, checkpoint, Inputs(None if mask is None else picture(), mask))
     pictures: dict[str, np.ndarray] = {}
     while not engine.is_idle:
         pictures |= {event.job_id: event.pictures[0] for event in engine.step() if isinstance(event, Drawn)}

@@ -19,6 +19,7 @@ from models.engine import Broken, Drawn, Engine, EngineSettings
 from models.errors import LoraRefused
 from models.lora import Lora, LoraUse, read_lora
 from models.lora_files import LoraFiles
+from models.prepare import Inputs
 from models.request import TextToImageRequest
 from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_sdxl_checkpoint
 from workers.catalogue import lora_names
@@ -132,7 +133,7 @@ def request_of(prompt: str = "a cat", **changes: Any) -> TextToImageRequest:
 def draw(checkpoint: Checkpoint, *jobs: tuple[TextToImageRequest, tuple[LoraUse, ...]]) -> list[np.ndarray]:
     engine = Engine(EngineSettings(prepare_at_once=16))
     for index, (request, loras) in enumerate(jobs):
-        engine.admit(str(index), request, checkpoint, loras=loras)
+        engine.admit(str(index), request, checkpoint, Inputs(loras=loras))
     pictures: dict[str, np.ndarray] = {}
     while not engine.is_idle:
         for event in engine.step():

@@ -21,6 +21,7 @@ from models.checkpoint import load_checkpoint
 from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings
 from models.four_channel_view import four_channel_view
+from models.prepare import Inputs
 from models.request import TASKS, ImageToImageRequest, InpaintingRequest, PictureRequest, TextToImageRequest
 from models.samplers import SAMPLERS
 from tests.tiny import (
@@ -108,7 +109,7 @@ def draw_ours(folder: Path, requests: list[PictureRequest]) -> list[np.ndarray]:
     for index, request in enumerate(requests):
         image = None if isinstance(request, TextToImageRequest) else make_upload()
         mask = make_mask() if isinstance(request, InpaintingRequest) else None
-        engine.admit(str(index), request, checkpoint, image, mask)
+        engine.admit(str(index), request, checkpoint, Inputs(image, mask))
     pictures: dict[int, np.ndarray] = {}
     while not engine.is_idle:
         for event in engine.step():

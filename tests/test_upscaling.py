@@ -17,6 +17,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings, Prepared
 from models.errors import CheckpointRefused
+from models.prepare import Inputs
 from models.request import UpscaleRequest
 from models.samplers import SAMPLERS
 from models.start import small_picture, start_tiles
@@ -65,7 +66,7 @@ def request_of(width: int = WIDTH, height: int = HEIGHT, **changes: Any) -> Upsc
 def draw(checkpoint: Checkpoint, *jobs: tuple[UpscaleRequest, Image.Image]) -> list[Drawn]:
     engine = Engine(EngineSettings(max_rows=64, prepare_at_once=64))
     for index, (request, image) in enumerate(jobs):
-        engine.admit(str(index), request, checkpoint, image)
+        engine.admit(str(index), request, checkpoint, Inputs(image))
     drawn: dict[str, Drawn] = {}
     while not engine.is_idle:
         for event in engine.step():
@@ -165,8 +166,8 @@ def test_its_catalogue_entry_names_factor_and_noise_levels(checkpoint: Checkpoin
 def test_an_upscaler_that_reads_no_prompt_says_so(tmp_path: Path) -> None:
     checkpoint = load_checkpoint("x4", str(save_tiny_upscaler(tmp_path / "x4", reads_prompts=False)), CPU)
     engine = Engine()
-    engine.admit("told", request_of(guidance_scale=1.0), checkpoint, picture())
-    engine.admit("silent", request_of(prompt="", guidance_scale=1.0), checkpoint, picture())
+    engine.admit("told", request_of(guidance_scale=1.0), checkpoint, Inputs(picture()))
+    engine.admit("silent", request_of(prompt="", guidance_scale=1.0), checkpoint, Inputs(picture()))
     warnings: dict[str, tuple[str, ...]] = {}
     while not engine.is_idle:
         warnings |= {event.job_id: event.warnings for event in engine.step() if isinstance(event, Prepared)}

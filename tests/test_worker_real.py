@@ -15,10 +15,13 @@ from safetensors.torch import save_file
 
 from models.canvas import make_canvas
 from models.checkpoint import load_checkpoint
+from models.control_files import ControlFiles
 from models.device import choose_placement
 from models.engine import Drawn, Engine
 from models.lora_files import LoraFiles
+from models.prepare import Inputs
 from models.request import (
+    ControlChoice,
     ImageToImageRequest,
     InpaintingRequest,
     LoraChoice,
@@ -26,7 +29,7 @@ from models.request import (
     TextToImageRequest,
 )
 from tests.fleet import Fleet, freeze, thaw
-from tests.tiny import SIDE, save_tiny_checkpoint
+from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_controlnet
 from workers.__main__ import main
 from workers.connection import connect
 from workers.contract import Submission
@@ -71,6 +74,7 @@ def make_requests() -> list[PictureRequest]:
         mask_blur=3,
         padding_mask_crop=10,
         outpaint_right=6,
+        controls=(ControlChoice(name="edges", image=f"sha256:{DIGEST}"),),
     )
     adapted = TextToImageRequest(
         **COMMON,  # type: ignore[arg-type]
@@ -78,6 +82,7 @@ def make_requests() -> list[PictureRequest]:
         num_inference_steps=60,
         sampler="ddim",
         loras=(LoraChoice(name="ink", weight=0.7),),
+        controls=(ControlChoice(name="edges", image=f"sha256:{DIGEST}", end=0.6),),
     )
     return [*texts, adapted, image, inpainting]
 
@@ -113,14 +118,18 @@ def save_lora(folder: Path) -> None:
 def draw_alone(request: PictureRequest, folder: Path) -> np.ndarray:
     """The picture of this request from an engine of its own: (H, W, 3) uint8."""
     checkpoint = load_checkpoint("tiny", str(folder), choose_placement("cpu", "float32"))
-    engine = Engine()
-    loras = LoraFiles(folder.parent / "loras").of(request, checkpoint)
+    engine, beside = Engine(), folder.parent
+    loras = LoraFiles(beside / "loras").of(request, checkpoint)
+    nets = ControlFiles(beside / "controlnets").of(request, checkpoint)
     canvas = make_canvas(request, upload(), mask()) if isinstance(request, InpaintingRequest) else None
+    steering = canvas.beside(upload()) if canvas else upload()
+    controls = tuple((net, steering) for net in nets)
     if canvas:
-        engine.admit("alone", request, checkpoint, canvas.picture(), canvas.canvas_mask())
+        inputs = Inputs(canvas.picture(), canvas.canvas_mask(), loras, controls)
     else:
         image = upload() if isinstance(request, ImageToImageRequest) else None
-        engine.admit("alone", request, checkpoint, image, loras=loras)
+        inputs = Inputs(image, loras=loras, controlnets=controls)
+    engine.admit("alone", request, checkpoint, inputs)
     while True:
         for event in engine.step():
             if isinstance(event, Drawn):
@@ -132,24 +141,24 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
 ) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "tiny")
     save_lora(tmp_path / "loras")
+    save_tiny_controlnet(checkpoint, tmp_path / "controlnets" / "edges")
     with Fleet(redis_url, redis_client, tmp_path) as fleet:
         environment = {"DENOISED_MODELS": f"tiny={checkpoint}", "DENOISED_DEVICE": "cpu", "DENOISED_DTYPE": "float32"}
-        environment["DENOISED_LORAS"] = str(tmp_path / "loras")
+        environment |= {f"DENOISED_{name.upper()}": str(tmp_path / name) for name in ("loras", "controlnets")}
         workers = [fleet.launch_real(**environment) for _ in range(2)]
         for worker in workers:
             fleet.wait_ready(worker)
         entry = fleet.board.catalogue()["tiny"]
         assert entry.tasks == ("text-to-image", "image-to-image", "inpainting")
-        assert entry.loras == ("ink",)
+        assert (entry.loras, entry.controlnets) == (("ink",), ("edges",))
         assert {"ddim", "dpmpp_2m"} <= {sampler.name for sampler in entry.samplers}
         ids = []
         for request in make_requests():
             submission = Submission(tenant="ann", request=request)  # type: ignore[arg-type]
             job_id = fleet.board.submit(submission, entry)[0].record.id
             ids.append(job_id)
-            if not isinstance(request, TextToImageRequest):
-                fleet.store.put(job_id, f"{DIGEST}.png", png_of(upload()))
-                fleet.store.put(job_id, f"{MASK_DIGEST}.png", png_of(mask()))
+            fleet.store.put(job_id, f"{DIGEST}.png", png_of(upload()))
+            fleet.store.put(job_id, f"{MASK_DIGEST}.png", png_of(mask()))
         fleet.wait_for(lambda: all(fleet.view(job_id).status == "running" for job_id in ids))
         holder = {fleet.rq_job(job_id).worker_name for job_id in ids}.pop()
         next(worker for worker in workers if fleet.name_of(worker) == holder).kill()

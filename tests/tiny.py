@@ -112,6 +112,20 @@ def save_tiny_upscaler(folder: Path, *, reads_prompts: bool = True, seed: int = 
     return folder
 
 
+def save_tiny_controlnet(checkpoint: Path, folder: Path, *, seed: int = 0) -> Path:
+    """Write a ControlNet for the UNet of a tiny checkpoint into `folder`; it steers hard."""
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", low_cpu_mem_usage=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_channels=3)
+        with torch.no_grad():  # from_unet starts with zeros, which steer nowhere
+            for layer in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
+                layer.weight.normal_(0, 0.2)
+            controlnet.controlnet_cond_embedding.conv_out.weight.normal_(0, 0.5)
+    controlnet.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
 def save_trained_tokenizer(folder: Path, texts: Sequence[str], *, pieces: int, context: int) -> None:
     """Replace the tokenizer of the checkpoint in `folder` by a byte-level BPE trained on `texts`, of `pieces` pieces
     and start and end token, which also pads; and the text encoder by one for it, of `context` positions."""

@@ -23,8 +23,8 @@ from workers.store import StoreUrlError
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
-    from models.lora import LoraUse
     from models.request import PictureRequest
+    from workers.io_pool import Uploads
 
 log = structlog.get_logger(__name__)
 
@@ -65,9 +65,11 @@ def _assemble(settings: WorkerSettings) -> WorkerParts:
     # between. It is read once, when torch loads its thread pool.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    from models.control_files import ControlFiles
     from models.device import choose_placement
-    from models.engine import Engine, EngineSettings, step_table_of
+    from models.engine import Engine, EngineSettings
     from models.lora_files import LoraFiles
+    from models.prepare import Inputs, step_table_of
     from models.shelf import Shelf
 
     limits = {"max_rows": settings.max_rows} if settings.max_rows else {}
@@ -77,11 +79,12 @@ def _assemble(settings: WorkerSettings) -> WorkerParts:
         raise Unusable(f"device {settings.device!r}, dtype {settings.dtype!r}: {error}") from error
     engine = Engine(EngineSettings(**limits))
     shelf = Shelf(settings.models, placement, settings.memory_budget)
-    loras = LoraFiles(settings.lora_folder)
+    loras, controlnets = LoraFiles(settings.lora_folder), ControlFiles(settings.controlnet_folder)
 
-    def read_ahead(request: PictureRequest, checkpoint: Checkpoint) -> tuple[LoraUse, ...]:
+    def read_ahead(request: PictureRequest, checkpoint: Checkpoint, uploads: Uploads) -> Inputs:
         step_table_of(request, checkpoint)
-        return loras.of(request, checkpoint)
+        nets = zip(controlnets.of(request, checkpoint), uploads.controls, strict=True)
+        return Inputs(uploads.image, uploads.mask, loras.of(request, checkpoint), tuple(nets))
 
     wait_s = 0.1
     while True:

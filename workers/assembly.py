@@ -14,7 +14,7 @@ from workers.admission import Admission, CrashPoint, no_crash
 from workers.board import JobBoard
 from workers.connection import connect
 from workers.heartbeat import Heartbeat
-from workers.io_pool import IOPool, Rehearsal
+from workers.io_pool import IOPool, ReadAhead
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
 from workers.recovery import Recovery
@@ -49,7 +49,7 @@ def assemble(
     settings: WorkerSettings,
     engine: Engine,
     shelf: Shelf,
-    rehearse: Rehearsal,
+    read_ahead: ReadAhead,
     crash_point: CrashPoint = no_crash,
 ) -> WorkerParts:
     """Connects to Redis and the store. `crash_point` is told each place between two commands; tests end the process.
@@ -61,7 +61,7 @@ def assemble(
     leases = Leases(client, settings.lease_s, settings.retention_s)
     rq = RqSide(client, leases.execution_ttl)
     board = JobBoard(client, retention_s=settings.retention_s)
-    io_pool = IOPool(open_store(settings.store), settings.save_threads, rehearse, wake)
+    io_pool = IOPool(open_store(settings.store), settings.save_threads, read_ahead, wake)
     return WorkerParts(
         settings=settings,
         engine=engine,

@@ -19,7 +19,12 @@ def lora_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in folder.glob("*.safetensors")))
 
 
-def describe_model(checkpoint: Checkpoint, loras: tuple[str, ...] = ()) -> ModelEntry:
+def controlnet_names(folder: Path) -> tuple[str, ...]:
+    """Names under which requests may ask for the ControlNets of a directory, which need not exist."""
+    return tuple(sorted(file.parent.name for file in folder.glob("*/config.json")))
+
+
+def describe_model(checkpoint: Checkpoint) -> ModelEntry:
     """The catalogue entry of a checkpoint, with the samplers that its scheduler's configuration allows."""
     samplers = tuple(entry for name in SAMPLERS if (entry := _describe_sampler(checkpoint, name)))
     offered = {entry.name for entry in samplers}
@@ -47,7 +52,6 @@ def describe_model(checkpoint: Checkpoint, loras: tuple[str, ...] = ()) -> Model
         token_limit=checkpoint.token_limit,
         window_tokens=checkpoint.window_tokens,
         max_clip_skip=checkpoint.max_clip_skip,
-        loras=loras,
         upscale_factor=checkpoint.upscale_factor,
         max_noise_level=checkpoint.max_noise_level,
         samplers=samplers,

@@ -256,6 +256,8 @@ class ModelEntry(Value):
     """Layers of the text encoder that can be left out."""
     loras: tuple[str, ...] = ()
     """Names of the LoRA files that are there."""
+    controlnets: tuple[str, ...] = ()
+    """Names of the ControlNets that are there."""
     upscale_factor: int | None = None
     """Of an upscaler: pixels of the answer per pixel of the upload, a side."""
     max_noise_level: int | None = None

@@ -18,7 +18,7 @@ from rq.job import Job
 from models.canvas import Canvas
 from models.errors import GenerationError
 from workers.contract import JobRecord, Outcome, Picture, Timings
-from workers.io_pool import Uploads
+from workers.io_pool import Brought
 from workers.jobkeys import JobKeys, job_keys
 from workers.protocols import Drawn
 
@@ -51,8 +51,8 @@ class HeldJob:
     deadline: float = float("inf")
     """Monotonic; the job's own time limit."""
     phase: Phase = "reading"
-    uploads: Uploads | None = None
-    """The decoded uploads; once it is in the batch, only what inpainting needs to the end."""
+    brought: Brought | None = None
+    """What it brings along; once it is in the batch, only what inpainting needs to the end."""
     work: Future[Any] | None = None
     """What the pool does for this job at the moment."""
     patience_until: float | None = None
@@ -91,7 +91,7 @@ class HeldJob:
 
     @property
     def canvas(self) -> Canvas | None:
-        return self.uploads.canvas if self.uploads else None
+        return self.brought.canvas if self.brought else None
 
     def timings(self) -> Timings:
         """What is known so far. The total counts from the POST."""

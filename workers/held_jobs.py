@@ -23,7 +23,7 @@ from models.errors import Abandoned, GenerationError, InternalError, StoreUnavai
 from workers.assembly import WorkerParts
 from workers.contract import JobError, Outcome
 from workers.held_job import MOST_DEATHS, HeldJob
-from workers.io_pool import Uploads
+from workers.io_pool import Brought
 from workers.protocols import Broken, Drawn, Prepared
 from workers.redis_backoff import is_away
 
@@ -128,7 +128,7 @@ class HeldJobs:
             if held.drawn is not None:
                 held.succeed(result)
             else:
-                held.uploads, held.phase = result, "ready"
+                held.brought, held.phase = result, "ready"
 
     def _be_patient(self, held: HeldJob, error: OSError) -> None:
         """The store refused. The job is kept, with its lease, and asked for again: at first soon, then less often."""
@@ -147,14 +147,13 @@ class HeldJobs:
         engine, request = self._parts.engine, held.record.submission.request
         if (held.is_delicate and len(self._by_id) > 1) or not engine.has_room(request, held.checkpoint):
             return
-        assert held.uploads is not None, "a job is ready whose uploads were not read. This is a bug."
+        assert held.brought is not None, "a job is ready that brought nothing. This is a bug."
         try:
-            uploads = held.uploads
-            engine.admit(held.id, request, held.checkpoint, uploads.image, uploads.mask, uploads.loras)
+            engine.admit(held.id, request, held.checkpoint, held.brought.inputs)
         except Exception as error:  # noqa: BLE001 (the per-job boundary)
             self._fail_for(held, error)
             return
-        held.uploads, held.phase = Uploads(canvas=held.canvas), "drawing"
+        held.brought, held.phase = Brought(None, held.canvas), "drawing"
 
     def note(self, event: Prepared | Drawn | Broken) -> None:
         """Something happened to a job in the batch."""

@@ -26,36 +26,44 @@ from workers.pictures import encode_picture, preview_bytes, recipe_of
 from workers.protocols import Drawn
 from workers.store import Store
 
-Rehearsal = Callable[[PictureRequest, Any], Any]
-"""Work of a request on a checkpoint that can be done ahead in another thread: compiles its step table, and answers with
-the LoRAs that it names, read."""
-
 
 @dataclass(frozen=True)
 class Uploads:
-    """What a job brings along: decoded uploads and LoRAs for the engine, and for inpainting where its answer goes."""
+    """The decoded uploads of a job: a picture, for inpainting that of its canvas with its mask, and controls'."""
 
     image: Image.Image | None = None
     mask: Mask | None = None
-    loras: tuple[Any, ...] = ()
+    controls: tuple[Image.Image, ...] = ()
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a job brings to the engine, and for inpainting where the answer is pasted."""
+
+    inputs: Any
     canvas: Canvas | None = None
+
+
+ReadAhead = Callable[[PictureRequest, Any, Uploads], Any]
+"""Work of a request on a checkpoint that can be done ahead in another thread: compiles its step table, reads the LoRAs
+and ControlNets that it names, and answers with the engine's inputs."""
 
 
 class IOPool:
     """The pool. `wake` is set whenever an work has ended."""
 
-    def __init__(self, store: Store, threads: int, rehearse: Rehearsal, wake: threading.Event) -> None:
+    def __init__(self, store: Store, threads: int, read_ahead: ReadAhead, wake: threading.Event) -> None:
         self._store = store
-        self._rehearse = rehearse
+        self._read_ahead = read_ahead
         self._wake = wake
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="io")
 
-    def read(self, record: JobRecord, checkpoint: Any) -> Future[Uploads]:
-        """The decoded uploads, if the request has any; its step table is compiled on the way.
+    def read(self, record: JobRecord, checkpoint: Any) -> Future[Brought]:
+        """Everything that the job brings along, read and decoded.
 
         Raises what the request is at fault for (GenerationError) and OSError when the store refuses.
         """
-        return self._start(_read, self._store, self._rehearse, record, checkpoint)
+        return self._start(_read, self._store, self._read_ahead, record, checkpoint)
 
     def save(
         self, record: JobRecord, execution: str, drawn: Drawn, model_digest: str, canvas: Canvas | None = None
@@ -81,20 +89,26 @@ class IOPool:
         return future
 
 
-def _read(store: Store, rehearse: Rehearsal, record: JobRecord, checkpoint: Any) -> Uploads:
+def _read(store: Store, read_ahead: ReadAhead, record: JobRecord, checkpoint: Any) -> Brought:
     request = record.submission.request
-    loras = rehearse(request, checkpoint) or ()
+    controls = tuple(_read_upload(store, record, control.image) for control in request.controls)
+    image, mask, canvas = None, None, None
     if isinstance(request, ImageToImageRequest | UpscaleRequest):
-        return Uploads(_read_upload(store, record, request.image), loras=loras)
-    if not isinstance(request, InpaintingRequest):
-        return Uploads(loras=loras)
+        image = _read_upload(store, record, request.image)
+    elif isinstance(request, InpaintingRequest):
+        canvas = _read_canvas(store, record, request)
+        image, mask = canvas.picture(), canvas.canvas_mask()
+        controls = tuple(canvas.beside(control) for control in controls)
+    return Brought(read_ahead(request, checkpoint, Uploads(image, mask, controls)), canvas)
+
+
+def _read_canvas(store: Store, record: JobRecord, request: InpaintingRequest) -> Canvas:
     image = _read_upload(store, record, request.image)
     mask = _read_upload(store, record, request.mask_image) if request.mask_image else None
     try:
-        canvas = make_canvas(request, image, mask)
+        return make_canvas(request, image, mask)
     except ValueError as error:
         raise ImageUnusable(f"Mask and picture do not belong together: {error}") from error
-    return Uploads(canvas.picture(), canvas.canvas_mask(), loras, canvas)
 
 
 def _read_upload(store: Store, record: JobRecord, reference: str) -> Image.Image:

@@ -54,6 +54,11 @@ class WorkerSettings(BaseSettings):
         description="Directory of LoRA files (.safetensors) that requests may name by file name; files may come and go "
         "while the worker runs. Default: the folder `loras` in the data directory.",
     )
+    controlnets: Path | None = Field(
+        None,
+        description="Directory of ControlNets, a folder in diffusers layout each, that requests may name by folder. "
+        "Default: the folder `controlnets` in the data directory.",
+    )
     device: str = Field("auto", description="cuda, cuda:1, cpu, ... `auto` takes CUDA when it is there.")
     dtype: str = Field(
         "auto",
@@ -163,6 +168,11 @@ class WorkerSettings(BaseSettings):
     def lora_folder(self) -> Path:
         """Directory of LoRA files; it need not exist."""
         return (self.loras or self.data_dir / "loras").expanduser()
+
+    @property
+    def controlnet_folder(self) -> Path:
+        """Directory of ControlNets; it need not exist."""
+        return (self.controlnets or self.data_dir / "controlnets").expanduser()
 
     @property
     def store(self) -> str:

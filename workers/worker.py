@@ -25,7 +25,7 @@ import structlog
 
 from models.errors import CheckpointError
 from workers.assembly import WorkerParts
-from workers.catalogue import describe_model, lora_names
+from workers.catalogue import controlnet_names, describe_model, lora_names
 from workers.contract import ModelEntry, key
 from workers.held_jobs import HeldJobs
 from workers.protocols import Checkpoint
@@ -139,18 +139,29 @@ class Worker:
         return None
 
     def _publish_model(self, checkpoint: Checkpoint) -> None:
-        self._publish_entry(describe_model(checkpoint, lora_names(self._parts.settings.lora_folder)))
+        self._publish_entry(self._with_files(describe_model(checkpoint)))
 
     def _publish_entry(self, entry: ModelEntry) -> None:
         self._parts.client.hset(key("catalogue"), entry.name, entry.model_dump_json())
         self._entries[entry.name] = entry
 
-    def _publish_new_loras(self) -> None:
-        """Files may come and go while the worker runs."""
-        names = lora_names(self._parts.settings.lora_folder)
+    def _with_files(self, entry: ModelEntry) -> ModelEntry:
+        """The entry with the LoRA files and ControlNets that are there now; an upscaler takes none."""
+        if entry.upscale_factor is not None:
+            return entry
+        settings = self._parts.settings
+        names = {
+            "loras": lora_names(settings.lora_folder),
+            "controlnets": controlnet_names(settings.controlnet_folder),
+        }
+        return entry.model_copy(update=names)
+
+    def _publish_new_files(self) -> None:
+        """They may come and go while the worker runs."""
         for entry in list(self._entries.values()):
-            if entry.loras != names:
-                self._publish_entry(entry.model_copy(update={"loras": names}))
+            renewed = self._with_files(entry)
+            if renewed != entry:
+                self._publish_entry(renewed)
 
     def _until_redis_answers(self, call: Callable[[], object]) -> None:
         """At the start there is nothing to do beside it: ask until it succeeds, or until told to end."""
@@ -275,7 +286,7 @@ class Worker:
 
     def _publish(self) -> None:
         self._publish_at = time.monotonic() + _PUBLISH_S
-        self._publish_new_loras()
+        self._publish_new_files()
         self._parts.heartbeat.publish(self._parts.reporting.status(self._state, self._parts.engine, self._parts.shelf))
 
     def _rest(self) -> None:

@@ -72,6 +72,7 @@ _PROBLEMS = problems(
     *("image_animated", "image_mode_unsupported", "upload_unknown", "idempotency_conflict", "queue_full"),
     *("mask_missing", "mask_empty", "mask_size_mismatch", "clip_skip_out_of_range", "noise_level_out_of_range"),
     "lora_unknown",
+    "control_unknown",
     *("redis_unavailable", "no_worker", "store_unavailable", "internal"),
 )
 

@@ -1,0 +1,86 @@
+"""The ControlNets of one directory, loaded when they are asked for.
+
+Owns the directory, what fits a checkpoint, and which networks are in memory. Safe to share between threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint import Checkpoint
+from models.checkpoint_files import read_json
+from models.control import ControlNet
+from models.errors import CheckpointError, ControlRefused
+from models.request import PictureRequest
+
+CONFIG = "config.json"
+_SAME = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
+"""What of a ControlNet's configuration has to be the UNet's."""
+
+
+class ControlFiles:
+    """Names are those of folders in diffusers layout; nothing outside the directory has one.
+
+    The `keep` most recently used stay in memory, for the checkpoint they were loaded for.
+    """
+
+    def __init__(self, folder: Path, keep: int = 4) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._loaded: OrderedDict[tuple[str, str], ControlNet] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, request: PictureRequest, checkpoint: Checkpoint) -> tuple[ControlNet, ...]:
+        """What the request asks for. Raises ControlRefused where one is not there or does not fit."""
+        return tuple(self._get(control.name, checkpoint) for control in request.controls)
+
+    def _get(self, name: str, checkpoint: Checkpoint) -> ControlNet:
+        with self._lock:
+            key = checkpoint.digest, name
+            if key not in self._loaded:
+                self._loaded[key] = self._load(name, checkpoint)
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > self._keep:
+                self._loaded.popitem(last=False)
+            return self._loaded[key]
+
+    def _load(self, name: str, checkpoint: Checkpoint) -> ControlNet:
+        found = [file.parent for file in self._folder.glob(f"*/{CONFIG}") if file.parent.name == name]
+        if not found:
+            raise ControlRefused(f"There is no ControlNet {name!r} any more; GET /models lists what there is.")
+        try:
+            config = read_json(found[0] / CONFIG)
+        except CheckpointError as error:
+            raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
+        _refuse_unfit(config, checkpoint.denoiser.network.config, name)
+        from diffusers import ControlNetModel
+
+        try:
+            network = ControlNetModel.from_pretrained(
+                found[0],
+                torch_dtype=checkpoint.placement.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
+        return ControlNet(name, network.requires_grad_(False).eval().to(checkpoint.placement.device))
+
+
+def _refuse_unfit(config: dict[str, Any], unet: Any, name: str) -> None:
+    if config.get("_class_name") != "ControlNetModel" or config.get("in_channels", 4) != unet.out_channels:
+        raise ControlRefused(f"{name!r} is a {config.get('_class_name')}, which does not fit this model.")
+    for setting in _SAME:
+        own, theirs = config.get(setting), getattr(unet, setting, None)
+        if own is not None and _plain(own) != _plain(theirs):
+            raise ControlRefused(
+                f"The ControlNet {name!r} is made for another network: its {setting} is {own}, not {_plain(theirs)}."
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value

@@ -94,7 +94,9 @@ def evaluate_model(arguments: argparse.Namespace) -> None:
     corpus = Corpus.open(arguments.corpus)
     extent = Extent(arguments.limit, tuple(arguments.sets))
     evaluation = Evaluation(corpus, Judges.load(arguments.judges), extent)
-    settings = DrawingSettings(arguments.seed, arguments.steps, arguments.guidance, arguments.pictures_per_caption)
+    settings = DrawingSettings(
+        arguments.seed, arguments.steps, arguments.guidance, pictures_per_caption=arguments.pictures_per_caption
+    )
     digest, drawn = _results_of(arguments.model, evaluation, settings, arguments)
     previous = _previous_figures(evaluation, settings, arguments)
     report = Report(

@@ -29,11 +29,12 @@ _EVERY = 20
 
 @dataclass(frozen=True)
 class DrawingSettings:
-    """How prompts are drawn. Picture n of a prompt has seed + n; `guidance` None is the checkpoint's own default."""
+    """How prompts are drawn. Picture n of a prompt has seed + n; None is the checkpoint's own default."""
 
     seed: int = 3
     steps: int = 25
     guidance: float | None = None
+    guidance_rescale: float | None = None
     pictures_per_caption: int = 1
 
 
@@ -83,6 +84,8 @@ def _request(checkpoint: Checkpoint, prompt: str, settings: DrawingSettings) -> 
         height=defaults.height,
         num_inference_steps=settings.steps,
         guidance_scale=defaults.guidance_scale if settings.guidance is None else settings.guidance,
+        guidance_rescale=defaults.guidance_rescale if settings.guidance_rescale is None else settings.guidance_rescale,
+        prompt_syntax="plain",  # captions are text: their brackets are no weights
         sampler=defaults.sampler,
         noise_schedule=defaults.noise_schedule,
         seed=settings.seed,

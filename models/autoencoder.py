@@ -6,6 +6,7 @@ requests or slots.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from models.tiles import shares_of, tile
+
+WHOLE_UP_TO = 128 * 128
+"""Positions of latents: 1024 x 1024 pixels at f = 8. Memory grows with the pixels, and this is what SDXL is made for."""
+SMALLEST_TILE = 24
+TILE_OVERLAP = 12
+"""Positions. A decoder's norms see one tile at a time, so tiles differ in tone; over so many that fades unseen."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Autoencoder:
         """Pixels per latent, f of the paper."""
         self.latent_channels: int = vae.config.latent_channels
         self._scaling_factor: float = scaling_factor or vae.config.scaling_factor
+        self.whole_up_to = WHOLE_UP_TO
+        """Positions of latents up to which a picture is decoded as a whole; lowered when memory does not suffice."""
 
     @torch.inference_mode()
     def encode(self, image: Image.Image, width: int, height: int, hole: NDArray[np.bool_] | None = None) -> Posterior:
@@ -67,7 +78,40 @@ class Autoencoder:
         arrays = (pixels.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)  # (N, H, W, 3)
         return [array if good else None for array, good in zip(arrays, finite, strict=True)]
 
+    def can_shrink(self, positions: int) -> bool:
+        """After memory did not suffice for a picture of so many positions: from now on such ones are decoded in tiles,
+        of half the size if they were already. False when tiles would get too small to be worth it."""
+        limit = min(positions, self.whole_up_to) // 2
+        if limit < SMALLEST_TILE**2:
+            return False
+        self.whole_up_to = limit
+        return True
+
     def _decode(self, latents: Tensor) -> Tensor:
+        """(N, C, h, w) to (N, 3, H, W) float32: as a whole, or in tiles that fade into each other, put together in the
+        main memory; then no call is larger than one tile."""
+        height, width = latents.shape[2:]
+        if height * width <= self.whole_up_to:
+            return self._decode_whole(latents)
+        tiling = tile((width, height), math.isqrt(self.whole_up_to), TILE_OVERLAP, 1)
+        size = self.factor * width, self.factor * height
+        across = shares_of(tiling.columns, size[0], self.factor, TILE_OVERLAP)
+        down = shares_of(tiling.rows, size[1], self.factor, TILE_OVERLAP)
+        pixels = torch.zeros(len(latents), 3, size[1], size[0])
+        for number, box in enumerate(tiling.boxes):
+            row, column = divmod(number, len(across))
+            share = torch.from_numpy(down[row][:, None] * across[column][None])  # (H, W) of the tile
+            there = pixels[
+                :,
+                :,
+                self.factor * box.top : self.factor * box.bottom,
+                self.factor * box.left : self.factor * box.right,
+            ]
+            for index, picture in enumerate(latents[:, :, box.top : box.bottom, box.left : box.right]):
+                there[index] += share * self._decode_whole(picture[None])[0].cpu()
+        return pixels
+
+    def _decode_whole(self, latents: Tensor) -> Tensor:
         unscaled = latents.to(self._vae.device) / self._scaling_factor
 
         def run(dtype: torch.dtype) -> Tensor:

@@ -122,8 +122,8 @@ class Checkpoint:
     zeroes_absent_negative: bool = False
     """Without a negative prompt the network is given zeros, not the empty prompt (SDXL)."""
     min_size: int = 64
-    max_size: int = 2048
-    """Pixels a side; larger canvases need a tiled decode."""
+    max_size: int = 4096
+    """Pixels a side."""
     max_images: int = 16
     upscaling: Upscaling | None = None
 

@@ -66,9 +66,20 @@ class DecodeQueue:
         decoded: list[Decoded] = []
         for slot in slots:
             try:
-                decoded.append((slot, autoencoder.decode(slot.latents[None])[0]))
+                decoded.append((slot, self._alone(slot, autoencoder)))
             except Exception as alone:  # noqa: BLE001 (see decode_some)
                 if is_sticky(alone):
                     raise
                 decoded.append((slot, alone))
         return decoded
+
+    def _alone(self, slot: Slot, autoencoder: Autoencoder) -> np.ndarray | None:
+        """One picture; where memory does not suffice, in smaller and smaller tiles."""
+        positions = slot.latents.shape[-1] * slot.latents.shape[-2]
+        while True:
+            try:
+                return autoencoder.decode(slot.latents[None])[0]
+            except Exception as error:
+                if not is_out_of_memory(error) or not autoencoder.can_shrink(positions):
+                    raise
+                release_cached_memory(slot.latents.device)

@@ -62,8 +62,8 @@ class Mosaic:
         self._factor = factor
         self._missing = set(range(len(self._boxes)))
         width, height = (factor * pixels for pixels in tiling.size)
-        self._across = _shares(tiling.columns, width, factor, tiling.overlap)
-        self._down = _shares(tiling.rows, height, factor, tiling.overlap)
+        self._across = shares_of(tiling.columns, width, factor, tiling.overlap)
+        self._down = shares_of(tiling.rows, height, factor, tiling.overlap)
         self._sum = np.zeros((height, width, 3), np.uint16)
         """Levels times _SCALE."""
 
@@ -87,7 +87,7 @@ class Mosaic:
         return ((cut.astype(np.uint32) + _SCALE // 2) // _SCALE).clip(0, 255).astype(np.uint8)
 
 
-def _shares(spans: tuple[Span, ...], length: int, factor: int, overlap: int) -> list[NDArray[np.float32]]:
+def shares_of(spans: tuple[Span, ...], length: int, factor: int, overlap: int) -> list[NDArray[np.float32]]:
     """For each span, the share of it at each of its pixels; at each pixel the shares of all spans sum to one."""
     hats: list[NDArray[np.float32]] = []
     for first, last in spans:

@@ -372,11 +372,11 @@ def test_memory_that_is_short_while_a_job_is_prepared_gets_a_second_try(checkpoi
     class ShortOnce(Autoencoder):
         tries = 0
 
-        def encode(self, image: Image.Image, width: int, height: int) -> Posterior:
+        def encode(self, *arguments: Any, **options: Any) -> Posterior:
             self.tries += 1
             if self.tries == 1:
                 raise torch.OutOfMemoryError("a spike")
-            return super().encode(image, width, height)
+            return super().encode(*arguments, **options)
 
     autoencoder = ShortOnce(checkpoint.autoencoder._vae)
     request, upload = make_request(strength=0.5), make_upload(1, 64, 64)
@@ -611,3 +611,48 @@ def test_rescaled_guidance_leaves_its_neighbours_alone(checkpoint: Checkpoint) -
     for name in requests:
         assert difference(together[name].pictures[0], alone[name]) <= TOLERANCE
     assert difference(alone["0.0"], alone["0.7"]) > 20
+
+
+class RecordingAutoencoder(Autoencoder):
+    """The real one, which notes how many positions each call decodes, and fails above `room`."""
+
+    def __init__(self, real: Autoencoder, room: int = 10**9) -> None:
+        super().__init__(real._vae)
+        self.room = room
+        self.positions: list[int] = []
+
+    def _decode_whole(self, latents: Tensor) -> Tensor:
+        positions = len(latents) * latents.shape[-1] * latents.shape[-2]
+        if positions > self.room:
+            raise torch.OutOfMemoryError("no room")
+        self.positions.append(positions)
+        return super()._decode_whole(latents)
+
+
+def test_a_large_picture_is_decoded_in_tiles_without_seams(checkpoint: Checkpoint) -> None:
+    autoencoder = RecordingAutoencoder(checkpoint.autoencoder)
+    plain = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 4, 70, 90)
+    (whole, _) = autoencoder.decode(plain)
+    autoencoder.whole_up_to, autoencoder.positions = 40 * 40, []
+    (tiled, other) = autoencoder.decode(plain)
+    assert tiled is not None
+    assert whole is not None
+    assert tiled.shape == (560, 720, 3)
+    assert max(autoencoder.positions) <= 40 * 40
+    assert np.array_equal(tiled, other)
+    # The decoder's norms average over what they see, and a tile has more edge for its size: tones shift a little.
+    assert difference(tiled[100:460, 100:620], whole[100:460, 100:620]) <= 12
+    steps = np.abs(np.diff(tiled.astype(int), axis=1)).max(), np.abs(np.diff(tiled.astype(int), axis=0)).max()
+    edges = np.abs(np.diff(whole.astype(int), axis=1)).max(), np.abs(np.diff(whole.astype(int), axis=0)).max()
+    assert max(steps) <= max(edges) + 1, "a seam is a larger step than any in the picture as a whole"
+
+
+def test_a_picture_whose_decode_does_not_fit_alone_is_decoded_in_tiles(checkpoint: Checkpoint) -> None:
+    autoencoder = RecordingAutoencoder(checkpoint.autoencoder, room=30 * 30)
+    small = dataclasses.replace(checkpoint, autoencoder=autoencoder)
+    engine = Engine()
+    engine.admit("large", make_request(width=8 * 64, height=8 * 48, num_inference_steps=1), small)
+    events = run_to_end(engine)
+    assert drawn(events)["large"].pictures[0].shape == (384, 512, 3)
+    assert max(autoencoder.positions) <= 30 * 30
+    assert autoencoder.whole_up_to == 64 * 48 // 4

@@ -19,7 +19,7 @@ from torch import Tensor
 from models.tiles import shares_of, tile
 
 WHOLE_UP_TO = 128 * 128
-"""Positions of latents: 1024 x 1024 pixels at f = 8. Memory grows with the pixels, and this is what SDXL is made for."""
+"""Positions of latents: 1024 x 1024 pixels at f = 8, the size that SDXL is made for."""
 SMALLEST_TILE = 24
 TILE_OVERLAP = 12
 """Positions. A decoder's norms see one tile at a time, so tiles differ in tone; over so many that fades unseen."""

@@ -88,14 +88,19 @@ class Mosaic:
 
 
 def shares_of(spans: tuple[Span, ...], length: int, factor: int, overlap: int) -> list[NDArray[np.float32]]:
-    """For each span, the share of it at each of its pixels; at each pixel the shares of all spans sum to one."""
+    """For each span, the share of it at each of its pixels; at each pixel the shares of all spans sum to one.
+
+    Inside the picture the outermost quarter of the overlap counts nothing: there a network sees that the tile ends.
+    """
+    margin = np.float32(factor * overlap / 4)
     hats: list[NDArray[np.float32]] = []
     for first, last in spans:
         count = factor * (last - first)
         places = np.arange(count, dtype=np.float32) + 0.5
         from_left = places if first else np.full(count, np.inf, np.float32)
         from_right = count - places if factor * last < length else np.full(count, np.inf, np.float32)
-        hats.append(np.minimum(np.minimum(from_left, from_right), np.float32(factor * max(1, overlap))))
+        depth = np.minimum(np.minimum(from_left, from_right), np.float32(factor * max(1, overlap)))
+        hats.append(np.maximum(depth - margin, 0))
     total = np.zeros(length, np.float32)
     for (first, last), hat in zip(spans, hats, strict=True):
         total[factor * first : factor * last] += hat

@@ -641,7 +641,7 @@ def test_a_large_picture_is_decoded_in_tiles_without_seams(checkpoint: Checkpoin
     assert max(autoencoder.positions) <= 40 * 40
     assert np.array_equal(tiled, other)
     # The decoder's norms average over what they see, and a tile has more edge for its size: tones shift a little.
-    assert difference(tiled[100:460, 100:620], whole[100:460, 100:620]) <= 12
+    assert difference(tiled[100:460, 100:620], whole[100:460, 100:620]) <= 24
     steps = np.abs(np.diff(tiled.astype(int), axis=1)).max(), np.abs(np.diff(tiled.astype(int), axis=0)).max()
     edges = np.abs(np.diff(whole.astype(int), axis=1)).max(), np.abs(np.diff(whole.astype(int), axis=0)).max()
     assert max(steps) <= max(edges) + 1, "a seam is a larger step than any in the picture as a whole"

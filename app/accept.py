@@ -30,6 +30,8 @@ from workers.board import Idempotency, IdempotencyConflict
 from workers.contract import Delivery, JobView, ModelEntry, Submission, new_job_id
 
 _UPLOAD_FIELDS = frozenset({"image", "mask_image"})
+_LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
+"""Pixels that these formats, as they are written here, can have a side."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,13 @@ async def _check_queue(services: Services, tenant: str, entry: ModelEntry) -> No
 
 
 async def _read_uploads(services: Services, tenant: str, body: AnyBody, payload: Payload) -> Uploads:
+    known: dict[str, _Source] = {}
+
     async def source(name: str, text: str) -> _Source:
-        return await _source(services, tenant, payload, name, text)
+        which = text.strip() if REFERENCE.fullmatch(text.strip()) else name
+        if which not in known:  # one stored upload may be named several times
+            known[which] = await _source(services, tenant, payload, name, text)
+        return known[which]
 
     controls = [await source(f"controls/{number}/image", control.image) for number, control in enumerate(body.controls)]
     image_source = None if isinstance(body, TextToImageBody) else await source("image", body.image)
@@ -148,12 +155,13 @@ async def _source(services: Services, tenant: str, payload: Payload, name: str, 
 def _mask(body: InpaintingBody, image: _Source, mask: _Source | None, max_pixels: int) -> MaskUpload | None:
     """The mask that was sent; else the transparency of the picture; None where only pixels are added around it."""
     if mask is not None:
-        return read_mask(mask.bytes(), max_pixels, body.mask_convention)
+        # A mask that was stored is grey already, whatever it was when it came.
+        return read_mask(mask.bytes(), max_pixels, "white" if mask.digest else body.mask_convention)
+    if has_transparency(image.bytes(), max_pixels):
+        return read_mask(image.bytes(), max_pixels, "transparent", "image")
     if any(body.outpaint):
         return None
-    if not has_transparency(image.bytes(), max_pixels):
-        raise field_problem("mask_missing", "mask_image", "There is no mask, and nothing is to be added.")
-    return read_mask(image.bytes(), max_pixels, "transparent", "image")
+    raise field_problem("mask_missing", "mask_image", "There is no mask, and nothing is to be added.")
 
 
 def _check_inpainting(body: InpaintingBody, image: Upload, mask: MaskUpload | None, max_pixels: int) -> None:
@@ -161,6 +169,10 @@ def _check_inpainting(body: InpaintingBody, image: Upload, mask: MaskUpload | No
         sizes = f"The mask has {mask.width} x {mask.height} pixels and the picture {image.width} x {image.height}."
         raise field_problem("mask_size_mismatch", "mask_image", sizes)
     width, height = enlarged_size(body, image)
+    longest = _LONGEST_SIDES.get(body.output_format)
+    if longest is not None and max(width, height) > longest:
+        what = f"The answer has {width} x {height} pixels, and a {body.output_format} at most {longest} a side."
+        raise field_problem("size_invalid", "output_format", what)
     if width * height > max_pixels:
         side = max(("left", "top", "right", "bottom"), key=lambda side: getattr(body, f"outpaint_{side}"))
         what = f"The answer would have {width} x {height} pixels; at most {max_pixels} are made."

@@ -205,8 +205,9 @@ def _describe(model: dict[str, Any]) -> Iterator[str]:
     yield f"  size      {defaults['width']}x{defaults['height']}; sides {limits['min_size']} to {limits['max_size']}"
     yield f"  steps     {defaults['num_inference_steps']}    guidance {defaults['guidance_scale']:g}"
     yield f"  sampler   {defaults['sampler']}, noise schedule {defaults['noise_schedule']}"
-    if limits["loras"]:
-        yield "  loras     " + ", ".join(limits["loras"])
+    for kind in ("loras", "controlnets"):
+        if limits[kind]:
+            yield f"  {kind:<11} " + ", ".join(limits[kind])
     yield "  samplers  " + ", ".join(
         f"{sampler['name']} ({'/'.join(sampler['noise_schedules'])}; {sampler['min_steps']}-{sampler['max_steps']})"
         for sampler in model["samplers"]

@@ -58,7 +58,9 @@ def _table() -> dict[str, ErrorKind]:
             "The body is not JSON",
             "Send one JSON object in UTF-8 with plain finite numbers and no key twice.",
         ),
-        "json_too_deep": kind(400, "The JSON is nested too deeply", "Send a flat object: no field of a request nests."),
+        "json_too_deep": kind(
+            400, "The JSON is nested too deeply", "Send an object whose fields nest no deeper than /docs shows."
+        ),
         "multipart_invalid": kind(
             400,
             "The multipart body cannot be read",

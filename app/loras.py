@@ -8,42 +8,44 @@ from __future__ import annotations
 import re
 
 from app.errors import field_problem
-from app.schemas import MAX_LORAS, PictureBody
+from app.schemas import MAX_LORAS, PictureBody, UpscaleBody
 from models.request import LoraChoice
 from workers.contract import ModelEntry
 
-_TAG = re.compile(r"\s*<lora:([^:<>]{1,200})(?::([^:<>]*))?(?::[^<>]*)?>")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+_TAG = re.compile(r"<lora:([^:<>]{1,200})(?::([^:<>]{0,40}))?(?::[^<>]{0,200})?>")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})")
 
 
 def read_loras(body: PictureBody, entry: ModelEntry) -> tuple[str, tuple[LoraChoice, ...]]:
     """The prompt without its tags, and every LoRA asked for, each once. Raises Problem for one that is not there."""
-    chosen = [(LoraChoice(name=lora.name, weight=lora.weight), f"loras/{n}") for n, lora in enumerate(body.loras)]
+    asked = [(lora.name, lora.weight, f"loras/{number}") for number, lora in enumerate(body.loras)]
     prompt = body.prompt
-    if body.prompt_syntax == "a1111":
-        chosen += [(_of_tag(match), "prompt") for match in _TAG.finditer(prompt)]
-        prompt = _TAG.sub("", prompt).strip() if chosen else prompt
-    if body.prompt.strip() and not prompt:
-        raise field_problem("prompt_empty", "prompt", "`prompt` has no word beside its LoRAs.")
+    if body.prompt_syntax == "a1111" and "<lora:" in prompt:
+        asked += [(match[1].strip(), _weight_of(match), "prompt") for match in _TAG.finditer(prompt)]
+        prompt = " ".join(part.strip() for part in _TAG.split(prompt)[:: _TAG.groups + 1]).strip()
     seen: set[str] = set()
-    for lora, where in chosen:
-        if lora.name not in entry.loras:
+    for name, _, where in asked:
+        if name not in entry.loras:
             there = ", ".join(entry.loras[:20]) or "none"
-            raise field_problem("lora_unknown", where, f"There is no LoRA {lora.name[:80]!r}; there is {there}.")
-        if lora.name in seen:
-            raise field_problem("field_invalid", where, f"The LoRA {lora.name[:80]!r} is asked for twice.")
-        seen.add(lora.name)
-    if len(chosen) > MAX_LORAS:
-        raise field_problem("field_invalid", "prompt", f"{len(chosen)} LoRAs, of at most {MAX_LORAS}.")
-    return prompt, tuple(lora for lora, _ in chosen)
+            raise field_problem("lora_unknown", where, f"There is no LoRA {name[:80]!r}; there is {there}.")
+        if name in seen:
+            raise field_problem("field_invalid", where, f"The LoRA {name[:80]!r} is asked for twice.")
+        seen.add(name)
+    if len(asked) > MAX_LORAS:
+        raise field_problem("field_invalid", "prompt", f"{len(asked)} LoRAs, of at most {MAX_LORAS}.")
+    if body.prompt_syntax == "a1111" and _TAG.search(prompt):
+        raise field_problem("field_invalid", "prompt", "A `<lora:...>` stands inside another.")
+    if body.prompt.strip() and not prompt.strip() and not isinstance(body, UpscaleBody):
+        raise field_problem("prompt_empty", "prompt", "`prompt` has no word beside its LoRAs.")
+    return prompt, tuple(LoraChoice(name=name, weight=weight) for name, weight, _ in asked)
 
 
-def _of_tag(match: re.Match[str]) -> LoraChoice:
-    """A tag without a weight counts 1, as in the web UI."""
-    name, given = match[1].strip(), (match[2] or "").strip()
+def _weight_of(match: re.Match[str]) -> float:
+    """1 without a weight, as in the web UI."""
+    given = (match[2] or "").strip()
     if not given:
-        return LoraChoice(name=name)
+        return 1.0
     if not _NUMBER.fullmatch(given) or not -10 <= float(given) <= 10:
-        what = f"The weight of {match[0].strip()[:80]!r} is no number from -10 to 10."
+        what = f"The weight of {match[0][:80]!r} is no number from -10 to 10."
         raise field_problem("field_invalid", "prompt", what)
-    return LoraChoice(name=name, weight=float(given))
+    return float(given)

@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from app.errors import Problem, field_problem
 
 MAX_DEPTH = 4
-"""Bodies are flat; a little more so that a nested value is reported as a wrong field."""
+"""Bodies nest two levels (`loras`, `controls`); more, so that what nests deeper is reported as a wrong field."""
 MAX_FORM_FIELDS = 64
 MAX_FORM_FILES = 2
 """No task takes more than a picture and its mask."""
@@ -215,8 +215,11 @@ def form_value(name: str, text: str) -> Any:
         return int(text)
     if name in _FORM_NUMBERS and _NUMBER.fullmatch(text):
         return _finite(text)
-    if name in _FORM_JSON and text.startswith("["):
-        return parse_json(b'{"it":' + text.encode() + b"}")["it"]
+    if name in _FORM_JSON:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(text)
+            if isinstance(value, list) and not _is_deeper_than(value, MAX_DEPTH):
+                return value
     if name in _FORM_BOOLEANS and text in ("true", "false"):
         return text == "true"
     return text

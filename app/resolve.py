@@ -244,6 +244,9 @@ def _enlarged(body: UpscaleBody, entry: ModelEntry, image: Upload) -> Size:
         if asked is not None and asked != there:
             what = f"{entry.name} enlarges {factor} times, to {size[0]} x {size[1]}: leave {name} out."
             raise field_problem("size_invalid", name, what)
+    if body.num_images * size[0] * size[1] > entry.max_pixels:
+        what = f"{_number(body.num_images)} pictures of {size[0]} x {size[1]} are more than {entry.max_pixels} pixels."
+        raise field_problem("size_invalid", "image" if body.num_images == 1 else "num_images", what)
     if max(size) > entry.max_size:
         what = f"{size[0]} x {size[1]} would have a side of more than {entry.max_size} pixels."
         raise field_problem("size_invalid", "image", what)

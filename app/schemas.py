@@ -82,8 +82,8 @@ class ControlBody(Wire):
 
     name: str = Field(min_length=1, max_length=200, description="One of `controlnets` of GET /models.")
     image: str = Field(
-        description="The map that the ControlNet reads (edges, depth, a pose, ...), sent like any `image`. It is"
-        " stretched over the picture; for inpainting it goes with `image`, whatever part of it is shown."
+        description="The map that the ControlNet reads (edges, depth, a pose, ...), sent like `image`, but not as a"
+        " part. It is stretched over the picture; for inpainting it goes with `image`, whatever part of it is shown."
     )
     weight: float = Field(1.0, ge=0, le=10, description="How strongly it steers.")
     start: float = Field(0.0, ge=0, le=1, description="Share of the steps after which it begins.")

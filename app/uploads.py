@@ -116,7 +116,7 @@ def _decoded(data: bytes, max_pixels: int, name: str, modes: tuple[str, ...]) ->
 def _drawn_pixels(picture: Image.Image, convention: MaskConvention) -> Image.Image:
     """Grey, 255 where it is drawn anew, else 0."""
     alpha = _alpha(picture) if convention != "white" else None
-    if convention == "auto" and alpha is not None and _lowest(alpha) == 255:
+    if convention == "auto" and alpha is not None and _lowest(alpha) >= _DRAWN_FROM:
         alpha = None
     if alpha is not None:
         return alpha.point([255 if level < _DRAWN_FROM else 0 for level in range(256)])

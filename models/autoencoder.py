@@ -49,8 +49,6 @@ class Autoencoder:
         """Pixels per latent, f of the paper."""
         self.latent_channels: int = vae.config.latent_channels
         self._scaling_factor: float = scaling_factor or vae.config.scaling_factor
-        self.whole_up_to = WHOLE_UP_TO
-        """Positions of latents up to which a picture is decoded as a whole; lowered when memory does not suffice."""
 
     @torch.inference_mode()
     def encode(self, image: Image.Image, width: int, height: int, hole: NDArray[np.bool_] | None = None) -> Posterior:
@@ -70,30 +68,30 @@ class Autoencoder:
         return Posterior(mean, std, self._scaling_factor)
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> list[np.ndarray | None]:
-        """Pictures of `latents` (N, C, h, w): uint8 (H, W, 3) each, or None where the result is not finite."""
-        pixels = self._decode(latents)
+    def decode(self, latents: Tensor, whole_up_to: int | None = None) -> list[np.ndarray | None]:
+        """Pictures of `latents` (N, C, h, w): uint8 (H, W, 3) each, or None where the result is not finite.
+
+        whole_up_to: positions of latents up to which a picture is decoded as a whole, WHOLE_UP_TO without it.
+        """
+        pixels = self._decode(latents, whole_up_to or WHOLE_UP_TO)
         finite = torch.isfinite(pixels).flatten(1).all(1).tolist()
         pixels = (pixels / 2 + 0.5).nan_to_num().clamp(0, 1)
         arrays = (pixels.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)  # (N, H, W, 3)
         return [array if good else None for array, good in zip(arrays, finite, strict=True)]
 
-    def can_shrink(self, positions: int) -> bool:
-        """After memory did not suffice for a picture of so many positions: from now on such ones are decoded in tiles,
-        of half the size if they were already. False when tiles would get too small to be worth it."""
-        limit = min(positions, self.whole_up_to) // 2
-        if limit < SMALLEST_TILE**2:
-            return False
-        self.whole_up_to = limit
-        return True
+    def smaller_tiles(self, shape: tuple[int, ...], whole_up_to: int | None) -> int | None:
+        """What to give `decode` after memory did not suffice for latents of `shape` (C, h, w): tiles of half the size;
+        None where they would get too small to be worth it."""
+        limit = min(shape[-1] * shape[-2], whole_up_to or WHOLE_UP_TO) // 2
+        return limit if limit >= SMALLEST_TILE**2 else None
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor, whole_up_to: int) -> Tensor:
         """(N, C, h, w) to (N, 3, H, W) float32: as a whole, or in tiles that fade into each other, put together in the
         main memory; then no call is larger than one tile."""
         height, width = latents.shape[2:]
-        if height * width <= self.whole_up_to:
+        if height * width <= whole_up_to:
             return self._decode_whole(latents)
-        tiling = tile((width, height), math.isqrt(self.whole_up_to), TILE_OVERLAP, 1)
+        tiling = tile((width, height), math.isqrt(whole_up_to), TILE_OVERLAP, 1)
         size = self.factor * width, self.factor * height
         across = shares_of(tiling.columns, size[0], self.factor, TILE_OVERLAP)
         down = shares_of(tiling.rows, size[1], self.factor, TILE_OVERLAP)

@@ -7,10 +7,11 @@ queues or files.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from models.region import Box, box_after_outpainting, is_copied, region_of, whole
 from models.request import InpaintingRequest
@@ -18,6 +19,8 @@ from models.request import InpaintingRequest
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
+_BAND = 256
+"""Rows that are mixed at once."""
 COVERS_ALL = "The mask covers the whole picture, so nothing of it is kept."
 
 
@@ -38,6 +41,7 @@ class Canvas:
     def warnings(self) -> tuple[str, ...]:
         return (COVERS_ALL,) if self.mask.all() else ()
 
+    @cached_property
     def picture(self) -> Image.Image:
         """RGB, `size`: the region, with its edge pixels repeated or resampled (Lanczos) to fill the canvas."""
         return self._shown(self._cut(self.reference))
@@ -57,13 +61,18 @@ class Canvas:
             return Image.fromarray(np.pad(cut, (*self._missing, (0, 0)), mode="edge"))
         return Image.fromarray(np.ascontiguousarray(cut)).resize(self.size, Image.Resampling.LANCZOS)
 
+    @cached_property
     def canvas_mask(self) -> Mask:
         """(height, width) of `size`. Resampled, a pixel belongs to it that covers any of it: thin lines stay."""
         cut = self._cut(self.mask)
         if is_copied(self.region, self.size):
             return np.pad(cut, self._missing, mode="edge")
-        grey = Image.fromarray(cut.astype(np.uint8) * 255).resize(self.size, Image.Resampling.BOX)
-        return np.asarray(grey) > 0
+        shares = Image.fromarray(cut.astype(np.float32)).resize(self.size, Image.Resampling.BOX)
+        return np.asarray(shares) > 0
+
+    def preview(self, drawn: Pixels) -> Pixels:
+        """`drawn` (height, width, 3) of `size` where it is drawn, the rest as it was: the canvas alone, and cheap."""
+        return np.where(self.canvas_mask[..., None], drawn, np.asarray(self.picture))
 
     def paste(self, drawn: Pixels) -> Pixels:
         """The answer (h, w, 3): the reference, with `drawn` (height, width, 3) of `size` where the mask is."""
@@ -72,12 +81,18 @@ class Canvas:
         else:
             image = Image.fromarray(np.ascontiguousarray(drawn))
             fresh = np.asarray(image.resize((self.region.width, self.region.height), Image.Resampling.LANCZOS))
-        kept = self._cut(self.reference)
-        weights = self._cut(feather(self.mask, self.mask_blur))[..., None]
-        mixed = np.rint(kept + weights * (fresh.astype(np.float32) - kept)).astype(np.uint8)
         answer = self.reference.copy()
-        self._cut(answer)[:] = np.where(self._cut(self.mask)[..., None], mixed, kept)
+        there, weights = self._cut(answer), self._weights
+        for top in range(0, self.region.height, _BAND):  # in bands, so that little is held in floating point
+            band = slice(top, top + _BAND)
+            share, kept = weights[band][..., None], there[band]
+            there[band] = np.rint(kept + share * (fresh[band].astype(np.float32) - kept)).astype(np.uint8)
         return answer
+
+    @cached_property
+    def _weights(self) -> NDArray[np.float32]:
+        """Of the region; 0 outside the mask, where the sum above is therefore what was there, to the bit."""
+        return self._cut(feather(self.mask, self.mask_blur))
 
     def _cut(self, array: NDArray[np.generic]) -> NDArray:
         box = self.region
@@ -123,16 +138,27 @@ def feather(mask: Mask, pixels: int) -> NDArray[np.float32]:
         return weights
     around = box.padded(1, (mask.shape[1], mask.shape[0]))
     part = slice(around.top, around.bottom), slice(around.left, around.right)
-    eroded = Image.fromarray(mask[part].astype(np.uint8))
-    depth = np.asarray(eroded).copy()
+    eroded = mask[part].astype(np.uint8)
+    depth = eroded.copy()
     for _ in range(pixels - 1):
-        eroded = eroded.filter(ImageFilter.MinFilter(3))
-        depth += np.asarray(eroded)
-    deepest = Image.fromarray(depth)
+        eroded = _of_neighbours(eroded, np.minimum)
+        depth += eroded
+    deepest = depth
     for _ in range(pixels - 1):
-        deepest = deepest.filter(ImageFilter.MaxFilter(3))
-    weights[part] = depth / np.maximum(np.asarray(deepest, np.float32), 1)
+        deepest = _of_neighbours(deepest, np.maximum)
+    weights[part] = depth / np.maximum(deepest.astype(np.float32), 1)
     return weights
+
+
+def _of_neighbours(values: Pixels, choose: np.ufunc) -> Pixels:
+    """The least or the greatest of each 3 x 3 neighbourhood, (h, w); nothing lies beyond the edge."""
+    found = values.copy()
+    choose(found[1:], values[:-1], out=found[1:])
+    choose(found[:-1], values[1:], out=found[:-1])
+    values = found.copy()
+    choose(found[:, 1:], values[:, :-1], out=found[:, 1:])
+    choose(found[:, :-1], values[:, 1:], out=found[:, :-1])
+    return found
 
 
 def box_of(mask: Mask) -> Box | None:

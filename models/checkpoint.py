@@ -95,7 +95,7 @@ class Upscaling:
     factor: int
     scales: Tensor
     tile: int
-    overlap: int = 16
+    overlap: int
 
     @property
     def max_noise_level(self) -> int:
@@ -197,14 +197,18 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     denoiser = Denoiser(networks["unet"])
     autoencoder = Autoencoder(networks["vae"], _UPSCALER_SCALING if is_upscaler else None)
     upscaling = _load_upscaling(folder, denoiser, autoencoder) if is_upscaler else None
+    reads_prompts = "text_encoder" in networks
+    conditioner = _load_conditioner(folder, networks) if reads_prompts else NoText(denoiser.device)
+    defaults = _read_defaults(own, index, denoiser.sample_size * autoencoder.factor)
+    _refuse_clip_skip(defaults, conditioner)
     return Checkpoint(
         name=name,
-        conditioner=_load_conditioner(folder, networks) if "text_encoder" in networks else NoText(denoiser.device),
+        conditioner=conditioner,
         denoiser=denoiser,
         autoencoder=autoencoder,
         tables=StepTables(scheduler_config),
         scheduler_config=scheduler_config,
-        defaults=_read_defaults(own, index, denoiser.sample_size * autoencoder.factor),
+        defaults=defaults,
         placement=placement,
         digest=_digest(folder, [file for files in weights.values() for file in files]),
         size_bytes=sum(_size_bytes(network) for network in networks.values()),
@@ -223,6 +227,8 @@ def _tasks_of(unet_config: Mapping[str, Any], convention: object, source: str) -
             f"The UNet of {source!r} has {channels} input and {out_channels} output channels; networks with 4 and 4 are"
             " served, and inpainting networks with 9 and 4."
         )
+    if unet_config.get("num_class_embeds"):
+        raise CheckpointRefused(f"The UNet of {source!r} is told a class, and no request can name one.")
     if convention not in (None, _ZERO_CHANNELS):
         raise CheckpointRefused(f"{DEFAULTS} says text_to_image is {convention!r}; only {_ZERO_CHANNELS!r} is known.")
     if channels == _LATENT_CHANNELS and convention is not None:
@@ -254,7 +260,8 @@ def _load_upscaling(folder: Path, denoiser: Denoiser, autoencoder: Autoencoder) 
     told = read_json(folder / INDEX).get("max_noise_level", denoiser.max_noise_level)
     alphas = alphas[: min(int(told), denoiser.max_noise_level) + 1]
     scales = torch.stack([alphas.sqrt(), (1 - alphas).sqrt()], dim=1)
-    return Upscaling(autoencoder.factor, scales, denoiser.sample_size)
+    side = denoiser.sample_size
+    return Upscaling(autoencoder.factor, scales, side, overlap=min(16, side // 4))
 
 
 def _load_network(class_name: str, folder: Path, files: list[Path], placement: Placement) -> Any:
@@ -323,6 +330,13 @@ def _read_defaults(own: Mapping[str, Any], index: Mapping[str, Any], side: int) 
         return Defaults(**(given | dict(own)))
     except (ValidationError, TypeError) as error:
         raise CheckpointRefused(f"{DEFAULTS} is not usable: {error}") from error
+
+
+def _refuse_clip_skip(defaults: Defaults, conditioner: TextConditioner | NoText) -> None:
+    if defaults.clip_skip > conditioner.max_clip_skip:
+        raise CheckpointRefused(
+            f"{DEFAULTS} says clip_skip {defaults.clip_skip}, and {conditioner.max_clip_skip} layers can be left out."
+        )
 
 
 def _size_bytes(network: Any) -> int:

@@ -58,7 +58,8 @@ class _Key:
 
     window: Window
     clip_skip: int
-    loras: tuple[LoraUse, ...]
+    loras: tuple[tuple[tuple[object, ...], float], ...]
+    """Identity and weight of each: the cache shall not keep their matrices in memory."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class TextConditioner:
         """Tokens of a prompt that one window holds, without those that frame it."""
         comma = tokenizer(",", add_special_tokens=False).input_ids
         self._comma = comma[-1] if comma else None
-        self.read = lru_cache(maxsize=4096)(self._read)
+        self.read = lru_cache(maxsize=512)(self._read)
 
     @property
     def token_limit(self) -> int:
@@ -179,7 +180,8 @@ class TextConditioner:
 
     def _encode_windows(self, windows: Sequence[Window], options: PromptOptions) -> list[Text]:
         """(T, D) each."""
-        keys = [_Key(window, options.clip_skip, options.loras) for window in windows]
+        loras = tuple((use.lora.identity, use.weight) for use in options.loras)
+        keys = [_Key(window, options.clip_skip, loras) for window in windows]
         missing = [key for key in dict.fromkeys(keys) if key not in self._cache]
         fresh: dict[_Key, Text] = {}
         for start in range(0, len(missing), _ENCODE_AT_ONCE):
@@ -243,8 +245,6 @@ def _split(tokens: list[_Token], size: int, comma: int | None) -> list[list[_Tok
             kept = last_comma + 1 if is_near and last_comma is not None else size
             windows[-1:] = [current[:kept], current[kept:]]
             last_comma = None
-            if len(windows[-1]) == size:  # a comma right at the start moved nothing
-                windows.append([])
         windows[-1].append(token)
     return windows
 

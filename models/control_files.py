@@ -13,7 +13,8 @@ from typing import Any
 from models.checkpoint import Checkpoint
 from models.checkpoint_files import read_json
 from models.control import ControlNet
-from models.errors import CheckpointError, ControlRefused
+from models.device import is_out_of_memory
+from models.errors import CheckpointError, ControlRefused, OutOfMemory
 from models.request import PictureRequest
 
 CONFIG = "config.json"
@@ -30,7 +31,7 @@ class ControlFiles:
     def __init__(self, folder: Path, keep: int = 4) -> None:
         self._folder = folder
         self._keep = keep
-        self._loaded: OrderedDict[tuple[str, str], ControlNet] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, str, int], ControlNet] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, request: PictureRequest, checkpoint: Checkpoint) -> tuple[ControlNet, ...]:
@@ -38,42 +39,55 @@ class ControlFiles:
         return tuple(self._get(control.name, checkpoint) for control in request.controls)
 
     def _get(self, name: str, checkpoint: Checkpoint) -> ControlNet:
+        folder = self._find(name)
+        stamp = max(file.stat().st_mtime_ns for file in folder.iterdir())
         with self._lock:
-            key = checkpoint.digest, name
+            key = checkpoint.digest, name, stamp
             if key not in self._loaded:
-                self._loaded[key] = self._load(name, checkpoint)
+                self._loaded[key] = _load(folder, name, checkpoint)
             self._loaded.move_to_end(key)
             while len(self._loaded) > self._keep:
                 self._loaded.popitem(last=False)
             return self._loaded[key]
 
-    def _load(self, name: str, checkpoint: Checkpoint) -> ControlNet:
+    def _find(self, name: str) -> Path:
+        """The folder of that name in the directory itself: the listing decides, so no name leads elsewhere."""
         found = [file.parent for file in self._folder.glob(f"*/{CONFIG}") if file.parent.name == name]
         if not found:
             raise ControlRefused(f"There is no ControlNet {name!r} any more; GET /models lists what there is.")
-        try:
-            config = read_json(found[0] / CONFIG)
-        except CheckpointError as error:
-            raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
-        _refuse_unfit(config, checkpoint.denoiser.network.config, name)
-        from diffusers import ControlNetModel
+        return found[0]
 
-        try:
-            network = ControlNetModel.from_pretrained(
-                found[0],
-                torch_dtype=checkpoint.placement.dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                low_cpu_mem_usage=False,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
+
+def _load(folder: Path, name: str, checkpoint: Checkpoint) -> ControlNet:
+    try:
+        config = read_json(folder / CONFIG)
+    except CheckpointError as error:
+        raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
+    _refuse_unfit(config, checkpoint.denoiser.network.config, name)
+    from diffusers import ControlNetModel
+
+    try:
+        network = ControlNetModel.from_pretrained(
+            folder,
+            torch_dtype=checkpoint.placement.dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+        )
         return ControlNet(name, network.requires_grad_(False).eval().to(checkpoint.placement.device))
+    except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"There is no memory left for the ControlNet {name!r}.") from error
+        raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
 
 
 def _refuse_unfit(config: dict[str, Any], unet: Any, name: str) -> None:
     if config.get("_class_name") != "ControlNetModel" or config.get("in_channels", 4) != unet.out_channels:
         raise ControlRefused(f"{name!r} is a {config.get('_class_name')}, which does not fit this model.")
+    if config.get("global_pool_conditions"):
+        raise ControlRefused(f"The ControlNet {name!r} steers by the whole picture at once, which is not served.")
+    if config.get("conditioning_channels", 3) != 3:
+        raise ControlRefused(f"The ControlNet {name!r} reads no RGB pictures, so none can be sent for it.")
     for setting in _SAME:
         own, theirs = config.get(setting), getattr(unet, setting, None)
         if own is not None and _plain(own) != _plain(theirs):

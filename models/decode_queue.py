@@ -50,11 +50,9 @@ class DecodeQueue:
         taken = set(slots)
         self._waiting = deque(entry for entry in self._waiting if entry[0] not in taken)
         started = time.monotonic()
-        try:
-            pictures = autoencoder.decode(torch.stack([slot.latents for slot in slots]))
-        except Exception as error:  # noqa: BLE001 (the boundary of a call: what fails alone fails, the rest goes on)
-            if is_sticky(error):
-                raise
+        pictures, error = _tried(autoencoder, torch.stack([slot.latents for slot in slots]))
+        if error is not None:
+            # Not inside an except clause: there the failed call's own memory would still be held.
             return self._one_by_one(slots, autoencoder, error)
         self._meter.decoded(key, len(slots), time.monotonic() - started)
         return list(zip(slots, pictures, strict=True))
@@ -63,23 +61,28 @@ class DecodeQueue:
         if is_out_of_memory(error):
             self._meter.counters["oom_splits"] += 1
             release_cached_memory(slots[0].latents.device)
-        decoded: list[Decoded] = []
-        for slot in slots:
-            try:
-                decoded.append((slot, self._alone(slot, autoencoder)))
-            except Exception as alone:  # noqa: BLE001 (see decode_some)
-                if is_sticky(alone):
-                    raise
-                decoded.append((slot, alone))
-        return decoded
+        return [(slot, self._alone(slot, autoencoder)) for slot in slots]
 
-    def _alone(self, slot: Slot, autoencoder: Autoencoder) -> np.ndarray | None:
+    def _alone(self, slot: Slot, autoencoder: Autoencoder) -> np.ndarray | Exception | None:
         """One picture; where memory does not suffice, in smaller and smaller tiles."""
-        positions = slot.latents.shape[-1] * slot.latents.shape[-2]
+        limit: int | None = None
         while True:
-            try:
-                return autoencoder.decode(slot.latents[None])[0]
-            except Exception as error:
-                if not is_out_of_memory(error) or not autoencoder.can_shrink(positions):
-                    raise
-                release_cached_memory(slot.latents.device)
+            pictures, error = _tried(autoencoder, slot.latents[None], limit)
+            if error is None:
+                return pictures[0]
+            limit = autoencoder.smaller_tiles(slot.latents.shape, limit)
+            if not is_out_of_memory(error) or limit is None:
+                return error
+            release_cached_memory(slot.latents.device)
+
+
+def _tried(
+    autoencoder: Autoencoder, latents: torch.Tensor, whole_up_to: int | None = None
+) -> tuple[list[np.ndarray | None], Exception | None]:
+    """Pictures, or what went wrong; raises only what ends the process (the boundary of a call)."""
+    try:
+        return autoencoder.decode(latents, whole_up_to), None
+    except Exception as error:  # noqa: BLE001 (what fails alone fails, the rest goes on)
+        if is_sticky(error):
+            raise
+        return [], error.with_traceback(None)

@@ -90,9 +90,8 @@ class Denoiser:
         if self.guidance_width is not None:
             assert rows.guidance_scales is not None, "This network is told the guidance scale. This is a bug."
             guidance = guidance_embedding(rows.guidance_scales, self.guidance_width).to(self.dtype)
-        if rows.loras and any(rows.loras):
-            self._loras.activate(rows.loras, self.device)
         try:
+            self._loras.activate(rows.loras or (), self.device)
             return self._call(rows, guidance, added)
         finally:
             self._loras.clear()

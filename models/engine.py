@@ -234,10 +234,10 @@ class Engine:
             prompts = [prompt for job in same for prompt in prompts_of(job.request, job.checkpoint)]
             try:
                 same[0].checkpoint.conditioner.encode(prompts, options)
-            except RuntimeError as error:
+            except Exception as error:  # noqa: BLE001 (shows again, and where it belongs, when its job is prepared)
                 if is_sticky(error):
                     raise
-                log.warning("prompts could not be encoded together", model=name, error=str(error))
+                log.warning("prompts could not be encoded together", model=name, error=repr(error))
 
     def _prepare(self, job: _Job) -> Event:
         table = step_table_of(job.request, job.checkpoint)

@@ -1,6 +1,7 @@
-"""Low-rank adaptations of a network's weights (LoRA, arXiv 2106.09685), read from a file.
+"""Low-rank adaptations of a network's weights (LoRA, arXiv 2106.09685): read from a file, applied row by row.
 
-Owns the names under which other programs store them, and the check that one fits a network. Knows nothing of batches.
+Owns the names under which other programs store them, the check that one fits a network, and the hooks that apply them.
+Knows nothing of slots.
 
 Three spellings are read, all as safetensors: kohya's (`lora_unet_...`, `lora_te_...`, module paths with underscores),
 PEFT's (`unet....lora_A.weight`), and older ones of diffusers (`...processor.to_q_lora.down.weight`).
@@ -8,6 +9,7 @@ PEFT's (`unet....lora_A.weight`), and older ones of diffusers (`...processor.to_
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.errors import LoraRefused
+from models.device import is_out_of_memory
+from models.errors import LoraRefused, OutOfMemory
 
 _PARTS = {
     "lora_down.weight": "down",
@@ -66,6 +69,13 @@ class Lora:
 
     name: str
     layers: Mapping[str, Mapping[str, LoraLayer]]
+    identity: tuple[object, ...] = ()
+    """Equal for two readings of one file; what caches remember of it."""
+
+    @property
+    def size_bytes(self) -> int:
+        tensors = [t for layers in self.layers.values() for layer in layers.values() for t in (layer.down, layer.up)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def of(self, component: str) -> Mapping[str, LoraLayer]:
         return self.layers.get(component, {})
@@ -79,12 +89,12 @@ class LoraUse:
     weight: float
 
 
-def read_lora(file: Path, name: str, networks: Mapping[str, nn.Module]) -> Lora:
+def read_lora(file: Path, name: str, networks: Mapping[str, nn.Module], identity: tuple[object, ...] = ()) -> Lora:
     """The LoRA in `file`, for these networks, in their precision and on their device.
 
     Raises LoraRefused where it is of another kind, does not fit, or cannot be read.
     """
-    tensors, scale = _read(file, name)
+    tensors, scales = _read(file, name)
     tensors = _in_diffusers_blocks(tensors, networks["unet"], name)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     paths = {component: _modules(network) for component, network in networks.items()}
@@ -94,12 +104,18 @@ def read_lora(file: Path, name: str, networks: Mapping[str, nn.Module]) -> Lora:
     layers: dict[str, dict[str, LoraLayer]] = {}
     for (component, path), parts in found.items():
         module = paths[component][path]
-        layers.setdefault(component, {})[path] = _layer(module, parts, scale, f"{name}, {component}.{path}")
-    return Lora(name, layers)
+        try:
+            layer = _layer(module, parts, scales.get(component, 1.0), f"{name}, {component}.{path}")
+        except (IndexError, ZeroDivisionError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(f"There is no memory left for the LoRA {name!r}.") from error
+            raise LoraRefused(f"The LoRA {name!r} is damaged at {component}.{path}: {error}") from error
+        layers.setdefault(component, {})[path] = layer
+    return Lora(name, layers, identity or (name, id(layers)))
 
 
-def _read(file: Path, name: str) -> tuple[dict[str, Tensor], float]:
-    """Tensors, and the scale that PEFT's metadata gives to all layers without an alpha of their own."""
+def _read(file: Path, name: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors, and the scale that PEFT's metadata gives to each component."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -111,12 +127,25 @@ def _read(file: Path, name: str) -> tuple[dict[str, Tensor], float]:
     for mark, kind in _OTHER_KINDS.items():
         if any(mark in key for key in tensors):
             raise LoraRefused(f"{name!r} is a {kind}; plain LoRA files are served.")
+    return tensors, _scales(metadata.get("lora_adapter_metadata", "{}"), name)
+
+
+def _scales(told: str, name: str) -> dict[str, float]:
+    """Alpha / rank of each component by PEFT's metadata, for layers without an alpha of their own."""
     try:
-        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        scale = float(told["unet.lora_alpha"]) / float(told["unet.r"])
-    except (ValueError, KeyError, TypeError, ZeroDivisionError):
-        scale = 1.0
-    return tensors, scale
+        metadata = dict(json.loads(told))
+    except (ValueError, TypeError):
+        return {}
+    scales = {}
+    for component in ("unet", "text_encoder", "text_encoder_2"):
+        own = {key.removeprefix(f"{component}."): value for key, value in metadata.items()}
+        if f"{component}.lora_alpha" not in metadata:
+            continue
+        if any(own.get(name) for name in ("alpha_pattern", "rank_pattern", "use_rslora")):
+            raise LoraRefused(f"The layers of the LoRA {name!r} have scales of their own, which are not read.")
+        with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+            scales[component] = float(own["lora_alpha"]) / float(own["r"])
+    return scales
 
 
 def _in_diffusers_blocks(tensors: dict[str, Tensor], unet: Any, name: str) -> dict[str, Tensor]:
@@ -193,7 +222,7 @@ def _layer(module: nn.Module, parts: Mapping[str, Tensor], scale: float, where: 
 class RowLoras:
     """Adds to each row of a network's calls what the LoRAs of that row say; the weights of the network stay untouched.
 
-    One per network. Outside `applied` the network is what it was.
+    One per network. After `clear` the network is what it was.
     """
 
     def __init__(self, network: nn.Module, component: str) -> None:

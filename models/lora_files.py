@@ -23,12 +23,13 @@ _Key = tuple[str, str, int, int]
 class LoraFiles:
     """Names are those of the files without their ending; nothing outside the directory has one.
 
-    The `keep` most recently used stay in memory, for the checkpoint they were read for; a changed file is read again.
+    The most recently used stay in memory, for the checkpoint they were read for, up to `keep_bytes` together and at
+    least the newest; a changed file is read again.
     """
 
-    def __init__(self, folder: Path, keep: int = 32) -> None:
+    def __init__(self, folder: Path, keep_bytes: int = 2**30) -> None:
         self._folder = folder
-        self._keep = keep
+        self._keep_bytes = keep_bytes
         self._read: OrderedDict[_Key, Lora] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -42,9 +43,9 @@ class LoraFiles:
         key = checkpoint.digest, name, stat.st_mtime_ns, stat.st_size
         with self._lock:
             if key not in self._read:
-                self._read[key] = read_lora(file, name, checkpoint.networks)
+                self._read[key] = read_lora(file, name, checkpoint.networks, key)
             self._read.move_to_end(key)
-            while len(self._read) > self._keep:
+            while len(self._read) > 1 and sum(lora.size_bytes for lora in self._read.values()) > self._keep_bytes:
                 self._read.popitem(last=False)
             return self._read[key]
 

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 STEP = 1.1
 """What one pair of brackets is worth."""
 _DEEPEST = 50
-_TOKEN = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)|\]|[^\\()\[\]:]+|:")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_LARGEST = 100.0
+"""Weights beyond it mean nothing any more, and could overflow."""
+_NUMBER = r"[+-]?(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
+_TOKEN = re.compile(rf"\\[()\[\]\\]|\\|\(|\[|:\s{{0,20}}({_NUMBER})\s{{0,20}}\)|\)|\]|[^\\()\[\]:]+|:")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,17 @@ def _close(opened: list[tuple[str, int]], bracket: str, pieces: list[_Piece], we
 
 def _weigh(pieces: list[_Piece], first: int, weight: float) -> None:
     for piece in pieces[first:]:
-        piece.weight *= weight
+        piece.weight = min(max(piece.weight * weight, -_LARGEST), _LARGEST)
 
 
 def _plain(text: str) -> list[_Piece]:
     parts = _BREAK.split(text)
-    return [_Piece(part, begins_window=number > 0) for number, part in enumerate(parts)]
+    if len(parts) == 1:
+        return [_Piece(text)]
+    last = len(parts) - 1
+    kept = [part.lstrip() if number == last else part.strip() for number, part in enumerate(parts)]
+    kept[0] = parts[0].rstrip()
+    return [_Piece(part, begins_window=number > 0) for number, part in enumerate(kept)]
 
 
 def _joined(pieces: list[_Piece]) -> tuple[Passage, ...]:

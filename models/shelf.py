@@ -6,6 +6,7 @@ of queues: who is served next is the worker's decision.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -56,6 +57,7 @@ class Shelf:
     def evict(self, name: str) -> None:
         """Forget a loaded model; its memory goes with the last reference."""
         del self._loaded[name]
+        gc.collect()  # networks with hooks are in reference cycles
         release_cached_memory(self._placement.device)
 
     def _make_room(self, size_bytes: int, name: str, in_use: Collection[str]) -> bool:

@@ -39,7 +39,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Start:
-    """latents: (C, h, w). extra: (1 + C, h, w), mask and masked latents. All float32 on the CPU."""
+    """latents: (C, h, w). extra: (1 + C, h, w), mask and masked latents, or (3, h, w), a small picture. All float32 on
+    the CPU."""
 
     latents: Tensor
     extra: Tensor | None = None

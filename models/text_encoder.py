@@ -57,8 +57,8 @@ class TextEncoder:
 
     def encode(self, windows: Sequence[Window], skip: int = 0, loras: tuple[LoraUse, ...] = ()) -> list[Encoded]:
         """All windows in one call, adapted by `loras`; `skip` layers are left out at the end."""
-        self._loras.activate([loras] * len(windows), self.network.device)
         try:
+            self._loras.activate([loras] * len(windows), self.network.device)
             return self._encode(windows, skip)
         finally:
             self._loras.clear()

@@ -353,10 +353,10 @@ def test_a_preview_that_cannot_be_decoded_harms_nobody(checkpoint: Checkpoint) -
     class SmallMemoryAutoencoder(Autoencoder):
         is_full = False
 
-        def decode(self, latents: Tensor) -> list[np.ndarray | None]:
+        def decode(self, latents: Tensor, whole_up_to: int | None = None) -> list[np.ndarray | None]:
             if self.is_full:
                 raise torch.OutOfMemoryError("no room")
-            return super().decode(latents)
+            return super().decode(latents, whole_up_to)
 
     autoencoder = SmallMemoryAutoencoder(checkpoint.autoencoder._vae)
     engine = Engine()
@@ -389,10 +389,10 @@ def test_memory_that_is_short_while_a_job_is_prepared_gets_a_second_try(checkpoi
 
 def test_a_decode_that_does_not_fit_is_tried_one_by_one(checkpoint: Checkpoint) -> None:
     class OneAtATime(Autoencoder):
-        def decode(self, latents: Tensor) -> list[np.ndarray | None]:
+        def decode(self, latents: Tensor, whole_up_to: int | None = None) -> list[np.ndarray | None]:
             if len(latents) > 1:
                 raise torch.OutOfMemoryError("no room")
-            return super().decode(latents)
+            return super().decode(latents, whole_up_to)
 
     autoencoder = OneAtATime(checkpoint.autoencoder._vae)
     engine = Engine()
@@ -633,8 +633,8 @@ def test_a_large_picture_is_decoded_in_tiles_without_seams(checkpoint: Checkpoin
     autoencoder = RecordingAutoencoder(checkpoint.autoencoder)
     plain = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 4, 70, 90)
     (whole, _) = autoencoder.decode(plain)
-    autoencoder.whole_up_to, autoencoder.positions = 40 * 40, []
-    (tiled, other) = autoencoder.decode(plain)
+    autoencoder.positions = []
+    (tiled, other) = autoencoder.decode(plain, whole_up_to=40 * 40)
     assert tiled is not None
     assert whole is not None
     assert tiled.shape == (560, 720, 3)
@@ -655,4 +655,7 @@ def test_a_picture_whose_decode_does_not_fit_alone_is_decoded_in_tiles(checkpoin
     events = run_to_end(engine)
     assert drawn(events)["large"].pictures[0].shape == (384, 512, 3)
     assert max(autoencoder.positions) <= 30 * 30
-    assert autoencoder.whole_up_to == 64 * 48 // 4
+    autoencoder.room = 10**9
+    autoencoder.positions = []
+    assert autoencoder.decode(torch.zeros(1, 4, 48, 64))[0] is not None
+    assert autoencoder.positions == [64 * 48], "a spike of one picture is not held against the next"

@@ -66,6 +66,7 @@ MASKS: list[tuple[str, Image.Image | bytes, MaskConvention]] = [
     ("JPEG", encoded(grey_mask().convert("RGB"), "JPEG", quality=95, subsampling=0), "auto"),
     ("lossless WebP", encoded(grey_mask().convert("RGB"), "WEBP", lossless=True), "auto"),
     ("opaque RGBA", rgba_mask((255, 255, 255, 255), (0, 0, 0, 255)), "auto"),
+    ("nearly opaque RGBA", rgba_mask((255, 255, 255, 254), (0, 0, 0, 254)), "auto"),
     ("a hole, as in OpenAI's API", rgba_mask((9, 9, 9, 0), (200, 100, 0, 255)), "auto"),
     ("a hole in white", rgba_mask((255, 255, 255, 0), (255, 255, 255, 255)), "auto"),
     ("grey and a hole", rgba_mask((9, 9, 9, 0), (200, 100, 0, 255)).convert("LA"), "transparent"),
@@ -143,6 +144,23 @@ async def test_without_a_mask_only_what_is_added_is_drawn(redis_url, store, work
     assert (request["width"], request["height"]) == (144, 112), "its own size, rounded up"
 
 
+async def test_transparency_and_what_is_added_are_drawn_together(redis_url, store, worker) -> None:
+    holed = encoded(rgba_mask((9, 9, 9, 0), (200, 100, 0, 255)))
+    async with serving(redis_url, store) as client:
+        body = body_of(image=text_of(holed), outpaint_left=30)
+        request = (await client.post("/generate", json=body)).json()["request"]
+    assert request["mask_image"] is not None
+    assert request["outpaint_left"] == 30
+
+
+async def test_a_stored_mask_counts_by_its_white_whatever_the_convention(redis_url, store, worker) -> None:
+    holed = rgba_mask((9, 9, 9, 0), (200, 100, 0, 255))
+    async with serving(redis_url, store) as client:
+        first = (await client.post("/generate", json=body_of(holed, mask_convention="transparent"))).json()["request"]
+        again = body_of(mask_image=first["mask_image"], mask_convention="transparent")
+        assert (await client.post("/generate", json=again)).json()["request"]["mask_image"] == first["mask_image"]
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
@@ -194,6 +212,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("a negative border", body_of(outpaint_left=-1), "field_invalid", "/outpaint_left"),
     ("an endless border", body_of(outpaint_top=4097), "field_invalid", "/outpaint_top"),
     ("a huge answer", body_of(outpaint_top=4096, outpaint_right=4095), "image_too_large", "/outpaint_top"),
+    (
+        "an answer too wide for its format",
+        body_of(image=text_of(png(16384, 8)), outpaint_top=8, output_format="webp"),
+        "size_invalid",
+        "/output_format",
+    ),
     ("strength 0", body_of(grey_mask(), strength=0), "field_invalid", "/strength"),
     ("no step", body_of(grey_mask(), strength=0.01), "steps_out_of_range", "/strength"),
     ("a mask elsewhere", {**body_of(grey_mask()), "task": "image-to-image"}, "field_unknown", "/mask_image"),

@@ -85,6 +85,15 @@ async def test_an_answer_that_would_be_too_large_is_refused(redis_url, store, wo
     assert is_untouched(worker.client, store)
 
 
+async def test_many_large_answers_are_refused_together(redis_url, store, worker) -> None:
+    body = body_of(190, 190) | {"num_images": 2}
+    async with serving(redis_url, store) as client:
+        document = assert_problem(await client.post("/generate", json=body), "size_invalid")
+        assert (await client.post("/generate", json=body | {"num_images": 1})).status_code == 202
+    assert document.errors is not None
+    assert document.errors[0].pointer == "/num_images"
+
+
 async def test_an_upscaler_draws_nothing_from_text(redis_url, store, worker) -> None:
     async with serving(redis_url, store) as client:
         body = {"prompt": "a pear", "model": "x4"}

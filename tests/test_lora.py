@@ -289,7 +289,8 @@ def test_no_name_leads_out_of_the_directory(checkpoint: Checkpoint, tmp_path: Pa
 def test_only_the_most_recently_used_stay_in_memory(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         saved(kohya(matrices(checkpoint, 1, ())), tmp_path / f"{name}.safetensors")
-    files = LoraFiles(tmp_path, keep=2)
+    size = LoraFiles(tmp_path).of(asked("one"), checkpoint)[0].lora.size_bytes
+    files = LoraFiles(tmp_path, keep_bytes=2 * size)
     (one,) = files.of(asked("one"), checkpoint)
     files.of(asked("two"), checkpoint)
     assert files.of(asked("one"), checkpoint)[0].lora is one.lora

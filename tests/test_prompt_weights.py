@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from models.prompt_weights import Passage, plain, read_weights
@@ -66,5 +68,13 @@ def test_plain_prompts_keep_their_brackets() -> None:
 def test_brackets_beyond_any_use_are_text() -> None:
     (passage,) = read_weights("(" * 60 + "x")
     assert passage.text == "(" * 10 + "x"
-    assert passage.weight == pytest.approx(1.1**50)
-    assert len(read_weights("(a" * 5000)) == 50
+    assert passage.weight == 100
+    assert len(read_weights("(a" * 5000)) <= 50
+
+
+def test_no_prompt_takes_long_or_overflows() -> None:
+    started = time.perf_counter()
+    for prompt in ("a" + 9998 * " " + "b", "(a:" + 9990 * "9", "(a:" + 9990 * "9" + ")", 3000 * "BREAK ", 5000 * ":("):
+        assert all(abs(passage.weight) <= 100 for passage in read_weights(prompt))
+    assert time.perf_counter() - started < 2, "a quadratic expression took seconds for each"
+    assert read("((((a:99):99):99):99)")[0][1] == 100

@@ -125,7 +125,7 @@ def draw_alone(request: PictureRequest, folder: Path) -> np.ndarray:
     steering = canvas.beside(upload()) if canvas else upload()
     controls = tuple((net, steering) for net in nets)
     if canvas:
-        inputs = Inputs(canvas.picture(), canvas.canvas_mask(), loras, controls)
+        inputs = Inputs(canvas.picture, canvas.canvas_mask, loras, controls)
     else:
         image = upload() if isinstance(request, ImageToImageRequest) else None
         inputs = Inputs(image, loras=loras, controlnets=controls)

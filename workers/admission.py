@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from models.errors import GenerationError, InternalError
+from models.errors import GenerationError, InternalError, RequestError
 from workers.board import JobBoard
 from workers.held_job import HeldJob, open_held_job
 from workers.lease import Leases
@@ -95,6 +95,10 @@ class Admission:
             self._board.fail_unreadable(job.id, queue.model, queue.queue)
             source.intermediate_queue.remove(job.id)
             return []
+        task = record.submission.request.task
+        if error is None and task not in checkpoint.tasks:
+            # Another checkpoint has this name now, or has it on another worker.
+            error = RequestError(f"The model {queue.model} does not serve {task} any more; see GET /models.")
         if error is None and not engine.has_room(record.submission.request, checkpoint):
             self._leases.put_back(record)
             self._closed.add(queue.model)

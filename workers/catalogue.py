@@ -5,7 +5,10 @@ Owns the translation from a checkpoint and the sampler catalogue to a ModelEntry
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import structlog
 
 from models.errors import SamplerRefused
 from models.request import SIZE_MULTIPLE
@@ -13,15 +16,26 @@ from models.samplers import ALIASES, SAMPLERS, check_scheduler_config, max_steps
 from workers.contract import ModelDefaults, ModelEntry, SamplerEntry
 from workers.protocols import Checkpoint
 
+log = structlog.get_logger(__name__)
+
 
 def lora_names(folder: Path) -> tuple[str, ...]:
     """Names under which requests may ask for the LoRA files of a directory, which need not exist."""
-    return tuple(sorted(file.stem for file in folder.glob("*.safetensors")))
+    return _names(folder, lambda: (file.stem for file in folder.glob("*.safetensors")))
 
 
 def controlnet_names(folder: Path) -> tuple[str, ...]:
     """Names under which requests may ask for the ControlNets of a directory, which need not exist."""
-    return tuple(sorted(file.parent.name for file in folder.glob("*/config.json")))
+    return _names(folder, lambda: (file.parent.name for file in folder.glob("*/config.json")))
+
+
+def _names(folder: Path, look: Callable[[], Iterable[str]]) -> tuple[str, ...]:
+    """Sorted. A name that no request could spell is left out, and so is a directory that cannot be read now."""
+    try:
+        return tuple(sorted(name for name in look() if len(name) <= 200 and name.isprintable()))
+    except OSError as error:
+        log.warning("a directory cannot be read", folder=str(folder), error=str(error))
+        return ()
 
 
 def describe_model(checkpoint: Checkpoint) -> ModelEntry:

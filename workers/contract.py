@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.request import GenerationRequest
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 RETENTION_S = 24 * 3600
 """Seconds that an ended job and its pictures are kept unless the settings say otherwise."""
 BEAT_TTL_S = 20.0

@@ -97,8 +97,11 @@ def _read(store: Store, read_ahead: ReadAhead, record: JobRecord, checkpoint: An
         image = _read_upload(store, record, request.image)
     elif isinstance(request, InpaintingRequest):
         canvas = _read_canvas(store, record, request)
-        image, mask = canvas.picture(), canvas.canvas_mask()
+        image, mask = canvas.picture, canvas.canvas_mask
         controls = tuple(canvas.beside(control) for control in controls)
+    # Here and not in the engine's thread, which everybody waits for.
+    size = request.width, request.height
+    controls = tuple(c if c.size == size else c.resize(size, Image.Resampling.LANCZOS) for c in controls)
     return Brought(read_ahead(request, checkpoint, Uploads(image, mask, controls)), canvas)
 
 
@@ -120,7 +123,7 @@ def _read_upload(store: Store, record: JobRecord, reference: str) -> Image.Image
 
 
 def _preview(pixels: np.ndarray, canvas: Canvas | None) -> bytes:
-    return preview_bytes(canvas.paste(pixels) if canvas else pixels)
+    return preview_bytes(canvas.preview(pixels) if canvas else pixels)
 
 
 def _decode(data: bytes) -> Image.Image:

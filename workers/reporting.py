@@ -79,7 +79,12 @@ class Reporting:
     def _start_preview(self, drawing: Collection[HeldJob], engine: Engine) -> None:
         """Decode one preview, of the job that has waited longest for one; its file is made in the pool."""
         now = time.monotonic()
-        due = [held for held in drawing if held.record.submission.delivery.previews and now >= held.preview_at]
+        in_work = [held for held, _ in self._previews]  # one at a time, or a busy pool would fall ever further behind
+        due = [
+            held
+            for held in drawing
+            if held.record.submission.delivery.previews and now >= held.preview_at and held not in in_work
+        ]
         if not due or now < self._next_preview_at:
             return
         held = min(due, key=lambda held: held.preview_at)

@@ -52,12 +52,13 @@ class WorkerSettings(BaseSettings):
     loras: Path | None = Field(
         None,
         description="Directory of LoRA files (.safetensors) that requests may name by file name; files may come and go "
-        "while the worker runs. Default: the folder `loras` in the data directory.",
+        "while the worker runs. Give all workers of a model the same ones. Default: the folder `loras` in the data "
+        "directory.",
     )
     controlnets: Path | None = Field(
         None,
         description="Directory of ControlNets, a folder in diffusers layout each, that requests may name by folder. "
-        "Default: the folder `controlnets` in the data directory.",
+        "Give all workers of a model the same ones. Default: the folder `controlnets` in the data directory.",
     )
     device: str = Field("auto", description="cuda, cuda:1, cpu, ... `auto` takes CUDA when it is there.")
     dtype: str = Field(

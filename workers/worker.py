@@ -139,27 +139,26 @@ class Worker:
         return None
 
     def _publish_model(self, checkpoint: Checkpoint) -> None:
-        self._publish_entry(self._with_files(describe_model(checkpoint)))
+        entry = describe_model(checkpoint)
+        self._publish_entry(entry if entry.upscale_factor else entry.model_copy(update=self._files()))
 
     def _publish_entry(self, entry: ModelEntry) -> None:
         self._parts.client.hset(key("catalogue"), entry.name, entry.model_dump_json())
         self._entries[entry.name] = entry
 
-    def _with_files(self, entry: ModelEntry) -> ModelEntry:
-        """The entry with the LoRA files and ControlNets that are there now; an upscaler takes none."""
-        if entry.upscale_factor is not None:
-            return entry
+    def _files(self) -> dict[str, tuple[str, ...]]:
+        """Names of the LoRA files and ControlNets that are there now."""
         settings = self._parts.settings
-        names = {
+        return {
             "loras": lora_names(settings.lora_folder),
             "controlnets": controlnet_names(settings.controlnet_folder),
         }
-        return entry.model_copy(update=names)
 
     def _publish_new_files(self) -> None:
-        """They may come and go while the worker runs."""
+        """They may come and go while the worker runs. An upscaler takes none."""
+        files = self._files()
         for entry in list(self._entries.values()):
-            renewed = self._with_files(entry)
+            renewed = entry if entry.upscale_factor else entry.model_copy(update=files)
             if renewed != entry:
                 self._publish_entry(renewed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,35 @@ def test_only_the_most_recently_used_stay_in_memory(checkpoint: Checkpoint, tmp_
     assert files.of(asked("one"), checkpoint)[0].lora is one.lora
     files.of(asked("two", "three"), checkpoint)
     assert files.of(asked("one"), checkpoint)[0].lora is not one.lora
+
+
+def test_names_that_no_request_could_spell_are_left_out(tmp_path: Path) -> None:
+    for name in ("ink", "x" * 201, "new\nline"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.safetensors")).write_bytes(b"")
+    assert lora_names(tmp_path) == ("ink",)
+    (tmp_path / "file").write_bytes(b"")
+    assert lora_names(tmp_path / "file") == ()
+
+
+@pytest.mark.parametrize("setting", ["alpha_pattern", "rank_pattern", "use_rslora"])
+def test_scales_of_single_layers_are_refused(checkpoint: Checkpoint, tmp_path: Path, setting: str) -> None:
+    told = {"unet.lora_alpha": 2, "unet.r": 1, f"unet.{setting}": {"to_q": 3}}
+    file = saved(
+        peft(matrices(checkpoint, 1)), tmp_path / "told.safetensors", {"lora_adapter_metadata": json.dumps(told)}
+    )
+    with pytest.raises(LoraRefused, match="scales of their own"):
+        read_lora(file, "told", checkpoint.networks)
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor"),
+    [("lora_down.weight", torch.zeros(3)), ("lora_down.weight", torch.zeros(0, 32)), ("alpha", torch.ones(2))],
+)
+def test_a_malformed_layer_is_refused_by_name(
+    checkpoint: Checkpoint, tmp_path: Path, part: str, tensor: Tensor
+) -> None:
+    tensors = kohya(matrices(checkpoint, 1))
+    tensors["lora_unet_" + UNET[0].replace(".", "_") + "." + part] = tensor
+    with pytest.raises(LoraRefused, match="style"):
+        read(checkpoint, tensors, tmp_path)

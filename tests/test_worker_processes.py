@@ -13,6 +13,7 @@ from rq.job import Job
 from rq.suspension import resume, suspend
 from rq.worker import Worker as StockWorker
 
+from models.request import InpaintingRequest
 from tests.board_values import make_submission
 from tests.fleet import Fleet, freeze, thaw
 from workers.connection import connect
@@ -440,3 +441,20 @@ def test_lora_files_may_come_and_go_while_a_worker_runs(fleet: Fleet, tmp_path: 
     (folder / "gold.safetensors").write_bytes(b"")
     (folder / "ink.safetensors").unlink()
     fleet.wait_for(lambda: fleet.board.catalogue()["fake"].loras == ("gold",))
+
+
+def test_a_job_for_a_task_that_the_model_lost_fails_alone_and_the_worker_goes_on(fleet: Fleet) -> None:
+    fine = make_submission(seed=1)
+    fields = fine.request.model_dump() | {"image": f"sha256:{'0' * 64}", "strength": 1.0, "mask_blur": 0}
+    lost = InpaintingRequest(**fields | {"task": "inpainting"})
+    worker = fleet.start()
+    (gone,) = fleet.submit(fine.model_copy(update={"request": lost}))
+    (view,) = fleet.wait_ended([gone])
+    assert view.record.outcome is not None
+    assert view.record.outcome.error is not None
+    assert view.record.outcome.error.code == "request_refused"
+    assert "does not serve inpainting" in view.record.outcome.error.detail
+    ids = fleet.submit(fine)
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    assert worker.poll() is None

@@ -3,8 +3,8 @@
     python -m bench.memory [--model DIR] [--sides 128 512 1024] [--rows 16] [--device auto]
 
 `load` is the weights with all that loading takes; `prompt` one encoded prompt; `upload` an encoded picture; `step` one
-UNet call of so many rows at that side; `decode` one picture. On the CPU it is the peak of the resident set (Linux, reset
-between phases), on CUDA the peak of what torch has allocated. The last line is one JSON object.
+UNet call of so many rows at that side; `decode` one picture. On the CPU it is the peak of the resident set (Linux,
+reset between phases), on CUDA the peak of what torch has allocated. The last line is one JSON object.
 """
 
 from __future__ import annotations

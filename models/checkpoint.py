@@ -27,7 +27,7 @@ from models.checkpoint_files import (
     read_json,
     weight_files,
 )
-from models.conditioning import NoText, TextConditioner
+from models.conditioning import MOST_WINDOWS, NoText, TextConditioner
 from models.denoiser import Denoiser
 from models.device import Placement
 from models.errors import CheckpointRefused
@@ -70,7 +70,8 @@ _SAMPLER_OF_SCHEDULER = {
 class Defaults(BaseModel):
     """What a request gets when it says nothing; `denoised.json` beside `model_index.json` may set any of them.
 
-    Beside them that file may say `"text_to_image": "zero-channels"`, which is a property of the weights.
+    Beside them that file may say two things of the weights: `"text_to_image": "zero-channels"`, and how many windows of
+    tokens a prompt may have, `"prompt_windows": 1` for a network that was never shown more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -198,7 +199,8 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     autoencoder = Autoencoder(networks["vae"], _UPSCALER_SCALING if is_upscaler else None)
     upscaling = _load_upscaling(folder, denoiser, autoencoder) if is_upscaler else None
     reads_prompts = "text_encoder" in networks
-    conditioner = _load_conditioner(folder, networks) if reads_prompts else NoText(denoiser.device)
+    most_windows = _most_windows(own)
+    conditioner = _load_conditioner(folder, networks, most_windows) if reads_prompts else NoText(denoiser.device)
     defaults = _read_defaults(own, index, denoiser.sample_size * autoencoder.factor)
     _refuse_clip_skip(defaults, conditioner)
     return Checkpoint(
@@ -282,7 +284,15 @@ def _load_network(class_name: str, folder: Path, files: list[Path], placement: P
     return network.requires_grad_(False).eval().to(placement.device)
 
 
-def _load_conditioner(folder: Path, networks: Mapping[str, Any]) -> TextConditioner:
+def _most_windows(own: dict[str, Any]) -> int:
+    """What `denoised.json` says of the length of prompts, taken out of it."""
+    most = own.pop("prompt_windows", MOST_WINDOWS)
+    if not isinstance(most, int) or not 1 <= most <= MOST_WINDOWS:
+        raise CheckpointRefused(f"{DEFAULTS} says prompt_windows is {most!r}; 1 to {MOST_WINDOWS} are read.")
+    return most
+
+
+def _load_conditioner(folder: Path, networks: Mapping[str, Any], most_windows: int) -> TextConditioner:
     names = [name for name in ("text_encoder", "text_encoder_2") if name in networks]
     is_sdxl = len(names) > 1
     tokenizers = [_load_tokenizer(folder / name.replace("text_encoder", "tokenizer"), networks[name]) for name in names]
@@ -298,6 +308,7 @@ def _load_conditioner(folder: Path, networks: Mapping[str, Any]) -> TextConditio
         ],
         # A tokenizer saved without a limit reports a huge one.
         window_length=int(min(*lengths, *(tokenizer.model_max_length for tokenizer in tokenizers))),
+        most_windows=most_windows,
     )
 
 

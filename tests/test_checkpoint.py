@@ -56,6 +56,20 @@ def test_denoised_json_sets_defaults_and_is_checked(folder: Path) -> None:
         load_checkpoint("tiny", str(folder), CPU)
 
 
+def test_a_checkpoint_may_say_how_long_its_prompts_are(folder: Path) -> None:
+    (folder / "denoised.json").write_text('{"prompt_windows": 1}')
+    checkpoint = load_checkpoint("tiny", str(folder), CPU)
+    assert checkpoint.token_limit == checkpoint.window_tokens == CONTEXT - 2
+    assert checkpoint.conditioner.warn_of_cut("abcdefghij" * 4, syntax="a1111") is not None
+    for wrong in ("0", "9", '"2"', "1.5"):
+        (folder / "denoised.json").write_text(f'{{"prompt_windows": {wrong}}}')
+        with pytest.raises(CheckpointRefused, match="prompt_windows"):
+            load_checkpoint("tiny", str(folder), CPU)
+    (folder / "denoised.json").write_text('{"clip_skip": 2}')
+    with pytest.raises(CheckpointRefused, match="clip_skip 2, and 1 layers"):
+        load_checkpoint("tiny", str(folder), CPU)
+
+
 def test_the_digest_names_the_weights_and_nothing_else(original: Path, folder: Path) -> None:
     digest = load_checkpoint("tiny", str(original), CPU).digest
     assert load_checkpoint("other name", str(folder), CPU).digest == digest

@@ -89,6 +89,7 @@ def model_document(entry: ModelEntry, beats: Sequence[WorkerBeat]) -> ModelDocum
             window_tokens=entry.window_tokens,
             max_clip_skip=entry.max_clip_skip,
             loras=entry.loras,
+            upscalers=entry.upscalers,
             controlnets=entry.controlnets,
             upscale_factor=entry.upscale_factor,
             max_noise_level=entry.max_noise_level,

@@ -20,7 +20,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     ├── what to draw                   size_invalid  steps_out_of_range  num_images_out_of_range
     │                                  noise_level_out_of_range
     ├── with what                      model_unknown  task_unavailable  sampler_unknown  noise_schedule_unknown
-    │                                  lora_unknown  control_unknown
+    │                                  lora_unknown  control_unknown  upscaler_unknown
     ├── uploads                        image_not_base64  image_format_unsupported  image_broken  image_too_large
     │                                  image_animated  image_mode_unsupported  upload_unknown
     ├── masks                          mask_missing  mask_empty  mask_size_mismatch
@@ -148,6 +148,11 @@ def _table() -> dict[str, ErrorKind]:
         ),
         "lora_unknown": kind(
             422, "The server has no such LoRA", "Send a name of `loras` of GET /models, or put the file there first."
+        ),
+        "upscaler_unknown": kind(
+            422,
+            "The model has no such upscaler",
+            "Send one of `upscalers` of GET /models, or serve one beside the model.",
         ),
         "control_unknown": kind(
             422,

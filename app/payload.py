@@ -206,7 +206,7 @@ _FORM_INTEGERS = frozenset(
 )
 _FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
 _FORM_JSON = frozenset({"loras", "controls"})
-_FORM_BOOLEANS = frozenset({"previews"})
+_FORM_BOOLEANS = frozenset({"previews", "upscale"})
 
 
 def form_value(name: str, text: str) -> Any:

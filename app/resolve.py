@@ -39,6 +39,9 @@ from models.request import (
 )
 from workers.contract import ModelEntry, SamplerEntry
 
+_FACTOR, _LONGEST_ENLARGED = 4, 8192
+"""Of upscalers, and pixels a side of their answers."""
+_MOST_ENLARGED = _LONGEST_ENLARGED**2
 SEED_RANGE = 2**32
 """Seeds drawn at the door stay below this, so that every JSON reader keeps them exactly."""
 
@@ -105,6 +108,7 @@ def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
     common: dict[str, Any] = {
         "model": entry.name,
         "prompt": prompt,
+        "upscaler": _resolve_upscaler(body, entry, uploads, (width, height)),
         "loras": loras,
         "controls": _resolve_controls(body, entry, uploads),
         "negative_prompt": body.negative_prompt,
@@ -148,6 +152,28 @@ def _resolve_clip_skip(body: AnyBody, entry: ModelEntry) -> int:
         what = f"{entry.name} can leave out 0 to {entry.max_clip_skip} layers, not {_number(body.clip_skip)}."
         raise field_problem("clip_skip_out_of_range", "clip_skip", what)
     return body.clip_skip
+
+
+def _resolve_upscaler(body: AnyBody, entry: ModelEntry, uploads: Uploads, canvas: Size) -> str | None:
+    """The upscaler of what is drawn, if one is wanted, and room for its answer."""
+    if not body.upscale and body.upscaler is None:
+        return None
+    name = body.upscaler or next(iter(entry.upscalers), None)
+    if name is None or name not in entry.upscalers:
+        there = ", ".join(entry.upscalers) or "none"
+        what = f"No upscaler {_quoted(body.upscaler)}" if body.upscaler else "No upscaler"
+        where = "upscale" if body.upscaler is None else "upscaler"
+        raise field_problem("upscaler_unknown", where, f"{what} is served with {entry.name}; there is {there}.")
+    width, height = canvas
+    if isinstance(body, InpaintingBody) and uploads.image is not None:
+        width, height = enlarged_size(body, uploads.image)
+    if (
+        body.num_images * width * height * _FACTOR**2 > _MOST_ENLARGED
+        or _FACTOR * max(width, height) > _LONGEST_ENLARGED
+    ):
+        what = f"{_number(body.num_images)} pictures of {width} x {height}, enlarged, would be too many pixels."
+        raise field_problem("size_invalid", "upscale", what)
+    return name
 
 
 def check_controls(body: AnyBody, entry: ModelEntry) -> None:

@@ -147,6 +147,10 @@ class PictureBody(Wire):
         description="Start of all randomness: picture n is drawn with seed + n. Left out: drawn, and told.",
     )
     num_images: int = Field(1, description="Pictures to draw; each is the one its own seed draws alone.")
+    upscale: bool = Field(False, description="Enlarge what was drawn, with the first of the model's `upscalers`.")
+    upscaler: str | None = Field(
+        None, max_length=200, description="Enlarge what was drawn with this one of the model's `upscalers`."
+    )
     output_format: OutputFormat = Field("png", description="png is exact; webp and jpeg are smaller.")
     previews: bool = Field(False, description="Send pictures of the way there on the job's event stream.")
     model: str | None = Field(None, max_length=200, description="A name of GET /models.")
@@ -386,6 +390,7 @@ class LimitsDocument(Document):
     window_tokens: int = Field(description="Of them those that are read at once; all that a `plain` prompt has.")
     max_clip_skip: int = Field(description="Layers of the text encoder that can be left out.")
     loras: tuple[str, ...] = Field(description="LoRA files that a request may name.")
+    upscalers: tuple[str, ...] = Field(description="Models that can enlarge what this one has drawn.")
     controlnets: tuple[str, ...] = Field(description="ControlNets that a request may name.")
     upscale_factor: int | None = Field(description="Of an upscaler: what it multiplies both sides by.")
     max_noise_level: int | None = Field(description="Of an upscaler.")

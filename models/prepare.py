@@ -33,17 +33,19 @@ class Inputs:
 
     image: the upload of image-to-image or upscale, RGB, any size; for inpainting the picture of its `Canvas`, and mask,
     (height, width) of the request, the canvas's own. loras and controlnets: read for this checkpoint, the latter with
-    the picture of each, RGB, any size, in the order of the request.
+    the picture of each, RGB, any size, in the order of the request. images: for upscale instead of image, one for each
+    picture of the request.
     """
 
     image: Image.Image | None = None
     mask: NDArray[np.bool_] | None = None
     loras: tuple[LoraUse, ...] = ()
     controlnets: tuple[tuple[ControlNet, Image.Image], ...] = ()
+    images: tuple[Image.Image, ...] = ()
 
     @property
     def has_uploads(self) -> bool:
-        return self.image is not None
+        return self.image is not None or bool(self.images)
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,12 @@ def _start_tiles(
 ) -> Starts:
     upscaling = checkpoint.upscaling
     assert upscaling is not None, "A request to enlarge reached a model that cannot. This is a bug."
-    assert inputs.image is not None, "upscale came without its upload. This is a bug."
-    small, channels = small_picture(inputs.image, tiling.size), checkpoint.denoiser.latent_channels
+    assert inputs.has_uploads, "upscale came without its upload. This is a bug."
+    images = inputs.images or tuple(inputs.image for _ in range(request.num_images) if inputs.image)
+    channels = checkpoint.denoiser.latent_channels
     signal, noise = upscaling.scales[request.noise_level].tolist()
-    for index in range(request.num_images):
-        seed = request.seed_of(index)
+    for index, image in enumerate(images):
+        seed, small = request.seed_of(index), small_picture(image, tiling.size)
         for number, own in enumerate(start_tiles(table, small, (signal, noise), tiling, channels, seed)):
             yield index, number, *own
 

@@ -77,6 +77,8 @@ class PictureRequest(BaseModel):
     """Adaptations of the weights for these pictures alone (arXiv 2106.09685)."""
     controls: tuple[ControlChoice, ...] = ()
     """Pictures that steer where things go (arXiv 2302.05543)."""
+    upscaler: str | None = None
+    """Model that enlarges what was drawn, with its own defaults, as a second half of the same job."""
     seed: int = Field(ge=0, le=MAX_SEED)
     num_images: int = Field(ge=1)
 

@@ -186,7 +186,11 @@ class FakeShelf:
             if not idle:
                 return None
             del self._loaded[idle[0]]
-        return self._loaded.setdefault(name, FakeCheckpoint(name))
+        return self._loaded.setdefault(name, fake_upscaler(name) if name.startswith("x4") else FakeCheckpoint(name))
+
+
+def fake_upscaler(name: str) -> FakeCheckpoint:
+    return FakeCheckpoint(name, tasks=("upscale",), upscale_factor=4, max_noise_level=50)
 
 
 def draw_fake(request: PictureRequest, index: int) -> np.ndarray:

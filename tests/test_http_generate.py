@@ -52,6 +52,7 @@ async def test_a_prompt_is_enough_and_every_default_is_told(redis_url, store, wo
         "prompt_syntax": "a1111",
         "clip_skip": 0,
         "loras": [],
+        "upscaler": None,
         "controls": [],
         "guidance_rescale": 0.0,
         "output_format": "png",

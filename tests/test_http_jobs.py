@@ -193,6 +193,7 @@ async def test_models_tell_what_they_can_do(redis_url, store, worker) -> None:
         "window_tokens": 75,
         "max_clip_skip": 11,
         "loras": ["gold", "ink"],
+        "upscalers": [],
         "controlnets": ["edges"],
         "upscale_factor": None,
         "max_noise_level": None,

@@ -98,3 +98,37 @@ async def test_an_upscaler_draws_nothing_from_text(redis_url, store, worker) -> 
     async with serving(redis_url, store) as client:
         body = {"prompt": "a pear", "model": "x4"}
         assert_problem(await client.post("/generate", json=body), "task_unavailable")
+
+
+async def test_what_is_drawn_may_be_enlarged_in_the_same_job(redis_url, store, worker) -> None:
+    worker.publish(ENTRY.model_copy(update={"upscalers": ("a4", "x4")}))
+    async with serving(redis_url, store) as client:
+        asked = [{"upscale": True}, {"upscaler": "x4"}, {"upscale": False}, {"upscale": True, "upscaler": "x4"}]
+        jobs = [(await client.post("/generate", json={"prompt": "a pear", "seed": 1} | own)).json() for own in asked]
+        again = (await client.post("/generate", json=jobs[0]["request"])).json()
+        alone = (await client.post("/generate", json=body_of())).json()
+    assert [job["request"]["upscaler"] for job in jobs] == ["a4", "x4", None, "x4"]
+    assert again["request"] == jobs[0]["request"]
+    assert alone["request"]["upscaler"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "pointer"),
+    [
+        ({"prompt": "a pear", "upscaler": "b4"}, "upscaler_unknown", "/upscaler"),
+        ({"prompt": "a pear", "upscale": "yes"}, "field_invalid", "/upscale"),
+        (body_of() | {"upscale": True}, "upscaler_unknown", "/upscale"),
+    ],
+)
+async def test_an_upscaler_that_is_not_there_is_refused(redis_url, store, worker, body, code, pointer) -> None:
+    worker.publish(ENTRY.model_copy(update={"upscalers": ("x4",)}))
+    async with serving(redis_url, store) as client:
+        document = assert_problem(await client.post("/generate", json=body), code)
+    assert document.errors is not None
+    assert document.errors[0].pointer == pointer
+    assert is_untouched(worker.client, store)
+
+
+async def test_without_an_upscaler_nothing_is_enlarged(redis_url, store, worker) -> None:
+    async with serving(redis_url, store) as client:
+        assert_problem(await client.post("/generate", json={"prompt": "a pear", "upscale": True}), "upscaler_unknown")

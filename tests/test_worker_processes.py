@@ -458,3 +458,29 @@ def test_a_job_for_a_task_that_the_model_lost_fails_alone_and_the_worker_goes_on
     fleet.wait_ended(ids)
     fleet.assert_each_succeeded_once(ids)
     assert worker.poll() is None
+
+
+def test_what_is_drawn_is_enlarged_by_another_model_in_the_same_job(fleet: Fleet) -> None:
+    plain = make_submission(seed=4, num_images=2)
+    enlarged = plain.model_copy(update={"request": plain.request.model_copy(update={"upscaler": "x4"})})
+    fleet.start(DENOISED_MODELS="fake=fake,x4=x4", FAKE_PLACES="1")
+    fleet.wait_for(lambda: fleet.board.catalogue()["fake"].upscalers == ("x4",))
+    ids = fleet.submit(enlarged, plain)
+    views = fleet.wait_ended(ids)
+    outcomes = [view.record.outcome for view in views]
+    assert [outcome.status for outcome in outcomes if outcome] == ["succeeded", "succeeded"], fleet.logs()
+    sizes = [[(picture.width, picture.height) for picture in outcome.pictures] for outcome in outcomes if outcome]
+    assert sizes == [[(256, 256)] * 2, [(64, 64)] * 2]
+    assert views[0].progress is not None
+    assert (views[0].progress.step, views[0].progress.steps) == (20, 20)
+    assert fleet.count_ends()[ids[0]] == 1
+
+
+def test_a_job_to_be_enlarged_by_what_cannot_fails_with_its_code(fleet: Fleet) -> None:
+    plain = make_submission()
+    fleet.start(DENOISED_MODELS="fake=fake,other=other")
+    requests = [plain.request.model_copy(update={"upscaler": name}) for name in ("other", "missing")]
+    ids = fleet.submit(*(plain.model_copy(update={"request": request}) for request in requests))
+    outcomes = [view.record.outcome for view in fleet.wait_ended(ids)]
+    codes = [outcome.error.code for outcome in outcomes if outcome and outcome.error]
+    assert codes == ["request_refused", "checkpoint_missing"]

@@ -29,11 +29,12 @@ from models.request import (
     TextToImageRequest,
 )
 from tests.fleet import Fleet, freeze, thaw
-from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_controlnet
+from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_controlnet, save_tiny_upscaler
 from workers.__main__ import main
 from workers.connection import connect
 from workers.contract import Submission
 from workers.embedded import ensure_server
+from workers.enlarging import enlarging
 from workers.pictures import read_recipe
 from workers.worker import EXIT_USAGE
 
@@ -84,7 +85,7 @@ def make_requests() -> list[PictureRequest]:
         loras=(LoraChoice(name="ink", weight=0.7),),
         controls=(ControlChoice(name="edges", image=f"sha256:{DIGEST}", end=0.6),),
     )
-    return [*texts, adapted, image, inpainting]
+    return [*texts, adapted, image, inpainting, image.model_copy(update={"upscaler": "x4", "seed": 8})]
 
 
 def upload() -> Image.Image:
@@ -117,6 +118,12 @@ def save_lora(folder: Path) -> None:
 
 def draw_alone(request: PictureRequest, folder: Path) -> np.ndarray:
     """The picture of this request from an engine of its own: (H, W, 3) uint8."""
+    if request.upscaler:
+        first = draw_alone(request.model_copy(update={"upscaler": None}), folder)
+        x4 = load_checkpoint("x4", str(folder.parent / "x4"), choose_placement("cpu", "float32"))
+        engine = Engine()
+        engine.admit("alone", enlarging(request, [first], x4), x4, Inputs(Image.fromarray(first)))
+        return picture_of(engine)
     checkpoint = load_checkpoint("tiny", str(folder), choose_placement("cpu", "float32"))
     engine, beside = Engine(), folder.parent
     loras = LoraFiles(beside / "loras").of(request, checkpoint)
@@ -130,10 +137,15 @@ def draw_alone(request: PictureRequest, folder: Path) -> np.ndarray:
         image = upload() if isinstance(request, ImageToImageRequest) else None
         inputs = Inputs(image, loras=loras, controlnets=controls)
     engine.admit("alone", request, checkpoint, inputs)
+    picture = picture_of(engine)
+    return canvas.paste(picture) if canvas else picture
+
+
+def picture_of(engine: Engine) -> np.ndarray:
     while True:
         for event in engine.step():
             if isinstance(event, Drawn):
-                return canvas.paste(event.pictures[0]) if canvas else event.pictures[0]
+                return event.pictures[0]
 
 
 def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
@@ -142,15 +154,20 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
     checkpoint = save_tiny_checkpoint(tmp_path / "tiny")
     save_lora(tmp_path / "loras")
     save_tiny_controlnet(checkpoint, tmp_path / "controlnets" / "edges")
+    x4 = save_tiny_upscaler(tmp_path / "x4", reads_prompts=False)
     with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        environment = {"DENOISED_MODELS": f"tiny={checkpoint}", "DENOISED_DEVICE": "cpu", "DENOISED_DTYPE": "float32"}
+        environment = {
+            "DENOISED_MODELS": f"tiny={checkpoint},x4={x4}",
+            "DENOISED_DEVICE": "cpu",
+            "DENOISED_DTYPE": "float32",
+        }
         environment |= {f"DENOISED_{name.upper()}": str(tmp_path / name) for name in ("loras", "controlnets")}
         workers = [fleet.launch_real(**environment) for _ in range(2)]
         for worker in workers:
             fleet.wait_ready(worker)
         entry = fleet.board.catalogue()["tiny"]
         assert entry.tasks == ("text-to-image", "image-to-image", "inpainting")
-        assert (entry.loras, entry.controlnets) == (("ink",), ("edges",))
+        assert (entry.loras, entry.controlnets, entry.upscalers) == (("ink",), ("edges",), ("x4",))
         assert {"ddim", "dpmpp_2m"} <= {sampler.name for sampler in entry.samplers}
         ids = []
         for request in make_requests():
@@ -164,9 +181,9 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
         next(worker for worker in workers if fleet.name_of(worker) == holder).kill()
         fleet.wait_ended(ids)
         assert_each_ended_once_with_its_picture(fleet, ids, checkpoint, entry.digest)
-        outcome = fleet.view(ids[-1]).record.outcome
+        outcome = fleet.view(ids[-2]).record.outcome
         assert outcome is not None
-        inpainted = np.asarray(Image.open(io.BytesIO(fleet.store.get(ids[-1], outcome.pictures[0].file))))
+        inpainted = np.asarray(Image.open(io.BytesIO(fleet.store.get(ids[-2], outcome.pictures[0].file))))
         known, kept = np.asarray(upload()), np.asarray(mask()) == 0
         assert inpainted.shape == (known.shape[0], known.shape[1] + 6, 3)
         assert np.array_equal(inpainted[:, :-6][kept], known[kept]), "outside the mask nothing may change"

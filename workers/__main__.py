@@ -84,7 +84,7 @@ def _assemble(settings: WorkerSettings) -> WorkerParts:
     def read_ahead(request: PictureRequest, checkpoint: Checkpoint, uploads: Uploads) -> Inputs:
         step_table_of(request, checkpoint)
         nets = zip(controlnets.of(request, checkpoint), uploads.controls, strict=True)
-        return Inputs(uploads.image, uploads.mask, loras.of(request, checkpoint), tuple(nets))
+        return Inputs(uploads.image, uploads.mask, loras.of(request, checkpoint), tuple(nets), uploads.images)
 
     wait_s = 0.1
     while True:

@@ -256,6 +256,8 @@ class ModelEntry(Value):
     """Layers of the text encoder that can be left out."""
     loras: tuple[str, ...] = ()
     """Names of the LoRA files that are there."""
+    upscalers: tuple[str, ...] = ()
+    """Upscalers that the same worker serves."""
     controlnets: tuple[str, ...] = ()
     """Names of the ControlNets that are there."""
     upscale_factor: int | None = None

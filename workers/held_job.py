@@ -17,6 +17,7 @@ from rq.job import Job
 
 from models.canvas import Canvas
 from models.errors import GenerationError
+from models.request import PictureRequest, UpscaleRequest
 from workers.contract import JobRecord, Outcome, Picture, Timings
 from workers.io_pool import Brought
 from workers.jobkeys import JobKeys, job_keys
@@ -60,9 +61,16 @@ class HeldJob:
     ask_again_at: float = 0.0
     refusals: int = 0
     steps: int = 0
+    steps_before: int = 0
+    """Of the first half, while what it drew is enlarged."""
     shown_step: int = -1
     warnings: tuple[str, ...] = ()
     preview_at: float = 0.0
+    first: Drawn | None = None
+    """What was drawn, while it is being enlarged."""
+    enlarging: UpscaleRequest | None = None
+    digest: str = ""
+    """Of the model that the request names."""
     drawn: Drawn | None = None
     saving_since: float = 0.0
     outcome: Outcome | None = None
@@ -79,7 +87,14 @@ class HeldJob:
 
     @property
     def model(self) -> str:
-        return self.record.submission.request.model
+        """The one that it needs now."""
+        request = self.record.submission.request
+        return request.upscaler if self.first and request.upscaler else request.model
+
+    @property
+    def request(self) -> PictureRequest:
+        """What the engine is asked for now."""
+        return self.enlarging or self.record.submission.request
 
     @property
     def id(self) -> str:
@@ -96,12 +111,12 @@ class HeldJob:
     def timings(self) -> Timings:
         """What is known so far. The total counts from the POST."""
         now = time.time()
-        drawn = self.drawn
+        halves = [half for half in (self.first, self.drawn) if half]
         return Timings(
             queued_s=max(0.0, self.claimed_at - self.record.created_at),
-            prepare_s=drawn.prepare_s if drawn else None,
-            denoise_s=drawn.denoise_s if drawn else None,
-            decode_s=drawn.decode_s if drawn else None,
+            prepare_s=sum(half.prepare_s for half in halves) if halves else None,
+            denoise_s=sum(half.denoise_s for half in halves) if halves else None,
+            decode_s=sum(half.decode_s for half in halves) if halves else None,
             save_s=now - self.saving_since if self.saving_since else None,
             total_s=max(0.0, now - self.record.created_at),
         )

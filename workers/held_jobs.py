@@ -4,7 +4,8 @@ Owns what happens to each job and the per-job boundary: whatever goes wrong with
 neither queues nor turns.
 
     reading ─> ready ─> drawing ─> saving ─> settling ─> committed, told to RQ, let go
-                                                        └> not ours any more: let go
+       ^                   │                            └> not ours any more: let go
+       └── to be enlarged ─┘
 
 From any phase a job can be settled early (a fault, its time limit, an operator's stop), dropped (canceled or lost: the
 record says so already) or handed back (this worker ends).
@@ -19,7 +20,7 @@ from typing import Any
 import redis
 import structlog
 
-from models.errors import Abandoned, GenerationError, InternalError, StoreUnavailable, TimedOut
+from models.errors import Abandoned, GenerationError, InternalError, RequestError, StoreUnavailable, TimedOut
 from workers.assembly import WorkerParts
 from workers.contract import JobError, Outcome
 from workers.held_job import MOST_DEATHS, HeldJob
@@ -86,6 +87,7 @@ class HeldJobs:
         elif held.error is not None:
             self.fail(held, held.error)
         else:
+            held.digest = held.checkpoint.digest
             held.work = self._parts.io_pool.read(held.record, held.checkpoint)
 
     def advance(self) -> None:
@@ -110,10 +112,27 @@ class HeldJobs:
     def _ask_store(self, held: HeldJob) -> None:
         io_pool = self._parts.io_pool
         if held.drawn is not None:
-            digest = held.checkpoint.digest
-            held.work = io_pool.save(held.record, held.execution.id, held.drawn, digest, held.canvas)
+            held.work = io_pool.save(held.record, held.execution.id, held.drawn, held.digest, held.canvas)
+        elif held.first is not None:
+            self._begin_enlarging(held, held.first)
         else:
             held.work = io_pool.read(held.record, held.checkpoint)
+
+    def _begin_enlarging(self, held: HeldJob, first: Drawn) -> None:
+        """Hand what was drawn to the upscaler, once it is in memory; until then this is tried again."""
+        others = frozenset(other.model for other in self.all if other is not held)
+        try:
+            upscaler = self._parts.shelf.get(held.model, others.union(self._parts.engine.models_in_use()))
+        except Exception as error:  # noqa: BLE001 (the per-job boundary)
+            self._fail_for(held, error)
+            return
+        if upscaler is None:
+            return
+        if "upscale" not in upscaler.tasks:
+            self._fail_for(held, RequestError(f"The model {held.model} enlarges nothing any more; see GET /models."))
+            return
+        held.checkpoint = upscaler
+        held.work = self._parts.io_pool.enlarge(held.record, first, held.canvas, upscaler)
 
     def _take_up(self, held: HeldJob, work: Future[Any]) -> None:
         held.work = None
@@ -128,7 +147,7 @@ class HeldJobs:
             if held.drawn is not None:
                 held.succeed(result)
             else:
-                held.brought, held.phase = result, "ready"
+                held.brought, held.enlarging, held.phase = result, result.enlarging, "ready"
 
     def _be_patient(self, held: HeldJob, error: OSError) -> None:
         """The store refused. The job is kept, with its lease, and asked for again: at first soon, then less often."""
@@ -144,7 +163,7 @@ class HeldJobs:
 
     def _embark(self, held: HeldJob) -> None:
         """Let a job join the batch: when there is room, and a delicate one when nobody else is here."""
-        engine, request = self._parts.engine, held.record.submission.request
+        engine, request = self._parts.engine, held.request
         if (held.is_delicate and len(self._by_id) > 1) or not engine.has_room(request, held.checkpoint):
             return
         assert held.brought is not None, "a job is ready that brought nothing. This is a bug."
@@ -159,13 +178,17 @@ class HeldJobs:
         """Something happened to a job in the batch."""
         held = self._by_id.get(event.job_id)
         assert held is not None, f"The engine draws {event.job_id}, which is not here. This is a bug."
-        if isinstance(event, Drawn):
+        if isinstance(event, Drawn) and held.record.submission.request.upscaler and held.first is None:
+            held.first, held.phase, held.steps_before = event, "reading", held.steps
+            self._parts.admission.reopen()
+            self._ask_store(held)
+        elif isinstance(event, Drawn):
             held.drawn, held.phase, held.saving_since = event, "saving", time.time()
             self._parts.admission.reopen()
             self._ask_store(held)
         elif isinstance(event, Prepared):
-            held.steps = event.steps
-            held.warnings = event.warnings + (held.canvas.warnings if held.canvas else ())
+            held.steps = held.steps_before + event.steps
+            held.warnings += event.warnings + (held.canvas.warnings if held.canvas else ())
         else:
             self._fail_for(held, event.error)
 

@@ -22,6 +22,7 @@ from models.canvas import Canvas, Mask, make_canvas
 from models.errors import ImageUnusable, UploadMissing
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
 from workers.contract import JobRecord, Picture
+from workers.enlarging import enlarging
 from workers.pictures import encode_picture, preview_bytes, recipe_of
 from workers.protocols import Drawn
 from workers.store import Store
@@ -34,6 +35,8 @@ class Uploads:
     image: Image.Image | None = None
     mask: Mask | None = None
     controls: tuple[Image.Image, ...] = ()
+    images: tuple[Image.Image, ...] = ()
+    """What was drawn, to be enlarged."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Brought:
 
     inputs: Any
     canvas: Canvas | None = None
+    enlarging: UpscaleRequest | None = None
+    """The second half of the job, when this is for that."""
 
 
 ReadAhead = Callable[[PictureRequest, Any, Uploads], Any]
@@ -64,6 +69,10 @@ class IOPool:
         Raises what the request is at fault for (GenerationError) and OSError when the store refuses.
         """
         return self._start(_read, self._store, self._read_ahead, record, checkpoint)
+
+    def enlarge(self, record: JobRecord, drawn: Drawn, canvas: Canvas | None, upscaler: Any) -> Future[Brought]:
+        """What the second half of a job begins with: its drawn pictures, pasted, and the request to enlarge them."""
+        return self._start(_enlarge, self._read_ahead, record, drawn, canvas, upscaler)
 
     def save(
         self, record: JobRecord, execution: str, drawn: Drawn, model_digest: str, canvas: Canvas | None = None
@@ -103,6 +112,13 @@ def _read(store: Store, read_ahead: ReadAhead, record: JobRecord, checkpoint: An
     size = request.width, request.height
     controls = tuple(c if c.size == size else c.resize(size, Image.Resampling.LANCZOS) for c in controls)
     return Brought(read_ahead(request, checkpoint, Uploads(image, mask, controls)), canvas)
+
+
+def _enlarge(read_ahead: ReadAhead, record: JobRecord, drawn: Drawn, canvas: Canvas | None, upscaler: Any) -> Brought:
+    pictures = [canvas.paste(pixels) if canvas else pixels for pixels in drawn.pictures]
+    request = enlarging(record.submission.request, pictures, upscaler)
+    images = tuple(Image.fromarray(pixels) for pixels in pictures)
+    return Brought(read_ahead(request, upscaler, Uploads(images=images)), enlarging=request)
 
 
 def _read_canvas(store: Store, record: JobRecord, request: InpaintingRequest) -> Canvas:

@@ -67,9 +67,12 @@ class Reporting:
         self._start_preview([held for held in drawing.values() if progress.get(held.id, (0,))[0] > 0], engine)
         changed: list[HeldJob] = []
         with self._redis.pipeline(transaction=False) as pipe:
-            for job_id, (step, steps, eta_s) in progress.items():
+            for job_id, (own_step, own_steps, eta_s) in progress.items():
                 held = drawing.get(job_id)
-                if held and step != held.shown_step:
+                if held is None:
+                    continue
+                step, steps = held.steps_before + own_step, held.steps_before + own_steps
+                if step != held.shown_step:
                     self._leases.write_progress(held.lease, step, steps, eta_s, held.warnings, pipe)
                     held.shown_step = step
                     changed.append(held)

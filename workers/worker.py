@@ -140,25 +140,26 @@ class Worker:
 
     def _publish_model(self, checkpoint: Checkpoint) -> None:
         entry = describe_model(checkpoint)
-        self._publish_entry(entry if entry.upscale_factor else entry.model_copy(update=self._files()))
+        self._publish_entry(entry if entry.upscale_factor else entry.model_copy(update=self._beside()))
 
     def _publish_entry(self, entry: ModelEntry) -> None:
         self._parts.client.hset(key("catalogue"), entry.name, entry.model_dump_json())
         self._entries[entry.name] = entry
 
-    def _files(self) -> dict[str, tuple[str, ...]]:
-        """Names of the LoRA files and ControlNets that are there now."""
+    def _beside(self) -> dict[str, tuple[str, ...]]:
+        """Names of what requests of a model may name beside it: LoRA files, ControlNets and upscalers."""
         settings = self._parts.settings
         return {
+            "upscalers": tuple(sorted(name for name, entry in self._entries.items() if entry.upscale_factor)),
             "loras": lora_names(settings.lora_folder),
             "controlnets": controlnet_names(settings.controlnet_folder),
         }
 
-    def _publish_new_files(self) -> None:
-        """They may come and go while the worker runs. An upscaler takes none."""
-        files = self._files()
+    def _publish_news(self) -> None:
+        """What is beside a model may come and go while the worker runs. An upscaler has nothing beside it."""
+        beside = self._beside()
         for entry in list(self._entries.values()):
-            renewed = entry if entry.upscale_factor else entry.model_copy(update=files)
+            renewed = entry if entry.upscale_factor else entry.model_copy(update=beside)
             if renewed != entry:
                 self._publish_entry(renewed)
 
@@ -285,7 +286,7 @@ class Worker:
 
     def _publish(self) -> None:
         self._publish_at = time.monotonic() + _PUBLISH_S
-        self._publish_new_files()
+        self._publish_news()
         self._parts.heartbeat.publish(self._parts.reporting.status(self._state, self._parts.engine, self._parts.shelf))
 
     def _rest(self) -> None:

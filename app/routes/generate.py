@@ -73,6 +73,7 @@ _PROBLEMS = problems(
     *("mask_missing", "mask_empty", "mask_size_mismatch", "clip_skip_out_of_range", "noise_level_out_of_range"),
     "lora_unknown",
     "control_unknown",
+    "upscaler_unknown",
     *("redis_unavailable", "no_worker", "store_unavailable", "internal"),
 )
 

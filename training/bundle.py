@@ -22,7 +22,13 @@ from training.corpus.catalogue import read_catalogue
 from training.denoiser import SCHEDULE, NetworkSettings, TextToLatents
 from training.settings import FOLDER, load
 
-DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 9.0, "sampler": "dpmpp_2m", "text_to_image": "zero-channels"}
+DEFAULTS = {
+    "num_inference_steps": 25,
+    "guidance_scale": 6.5,
+    "guidance_rescale": 0.5,
+    "sampler": "dpmpp_2m",
+    "text_to_image": "zero-channels",
+}
 MODEL_INDEX = {
     "_class_name": "StableDiffusionInpaintPipeline",
     "_diffusers_version": "0.42.1",

@@ -28,6 +28,7 @@ DEFAULTS = {
     "guidance_rescale": 0.5,
     "sampler": "dpmpp_2m",
     "text_to_image": "zero-channels",
+    "prompt_windows": 1,
 }
 MODEL_INDEX = {
     "_class_name": "StableDiffusionInpaintPipeline",

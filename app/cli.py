@@ -113,9 +113,9 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from app.cli_generate import list_models
+    from app.cli_generate import models
 
-    return list_models(options)
+    return models(options)
 
 
 def _keys(options: argparse.Namespace) -> int:

@@ -66,18 +66,33 @@ def generate(options: argparse.Namespace) -> int:
         return _explain(error)
 
 
-def list_models(options: argparse.Namespace) -> int:
-    """Prints what each model can do; returns the exit status."""
+def models(options: argparse.Namespace) -> int:
+    """Prints what each model can do, or where one is in memory after a change; returns the exit status."""
     try:
         with Client(options.server or DEFAULT_SERVER, options.key) as client:
-            models = client.models()
+            if options.load or options.unload:
+                state = client.load_model(options.load) if options.load else client.unload_model(options.unload)
+                return _print_state(state, options)
+            answer = client.models()
     except ClientError as error:
         return _explain(error)
     if options.json:
-        print(json.dumps(models, indent=2))
+        print(json.dumps(answer["models"], indent=2))
         return 0
-    for model in models:
+    for model in answer["models"]:
         print("\n".join(_describe(model)))
+    for fault in answer.get("faults", ()):
+        complain(f"{fault['worker']} cannot load {fault['model']}: {fault['error']['detail']}", EXIT_FAILED)
+    return 0
+
+
+def _print_state(state: dict[str, Any], options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps(state, indent=2))
+        return 0
+    for worker in state["workers"]:
+        told = "loaded" if worker["loaded"] else "not loaded"
+        print(f"{state['name']}  on {worker['worker']}: {told}{'' if worker['done'] else ', not done yet'}")
     return 0
 
 
@@ -97,13 +112,17 @@ def request_body(options: argparse.Namespace) -> dict[str, Any]:
         body |= {"task": "image-to-image", "image": _file(options.image, "--image")}
     if options.loras:
         body["loras"] = options.loras
-    if options.upscale:
-        body["task"] = "upscale"
+    if options.controls:
+        body["controls"] = [each | {"image": _file(each["image"], "--control")} for each in options.controls]
     if options.mask is not None:
         body |= {"task": "inpainting", "mask_image": _file(options.mask, "--mask")}
     if options.outpaint is not None:
         sides = ("left", "top", "right", "bottom")
         body |= {"task": "inpainting"} | {f"outpaint_{s}": n for s, n in zip(sides, options.outpaint, strict=True)}
+    if options.upscale:
+        # Whether the picture itself is to be enlarged, or what is drawn from it.
+        is_all = options.image is not None and body["task"] == "image-to-image" and options.strength is None
+        body |= {"task": "upscale"} if is_all else {"upscale": True}
     return body
 
 

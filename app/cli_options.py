@@ -44,9 +44,7 @@ def parser() -> argparse.ArgumentParser:
         " from the environment: docs/settings.md.",
     )
     _add_generate(commands)
-    models = commands.add_parser("models", help="what the server can draw with", description="Lists the models.")
-    _add_server_options(models)
-    models.add_argument("--json", action="store_true", help="print the server's whole answer, for programs")
+    _add_models(commands)
     _add_keys(commands)
     return top
 
@@ -157,8 +155,8 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     add("-n", "--num-images", dest="count", type=_number(1, 1000), default=1, metavar="N", help="pictures to draw"
         " (default 1); the next one has the next seed")  # fmt: skip
     add("--image", type=Path, metavar="FILE", help="picture to start from (PNG, JPEG, WebP), for image to image")
-    add("--upscale", action="store_true", help="with --image, enlarge it with a model made for that; the prompt may be"
-        " empty")  # fmt: skip
+    add("--upscale", action="store_true", help="enlarge what is drawn with a model made for that; with --image and no"
+        " --strength, --mask or --outpaint, enlarge that picture itself, and the prompt may be empty")  # fmt: skip
     add(
         "--lora",
         dest="loras",
@@ -168,6 +166,16 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="NAME[:WEIGHT]",
         help="a LoRA file of the server; `denoised models` lists them. Repeat it for several; lower the weight of one"
         " that is too strong",
+    )
+    add(
+        "--control",
+        dest="controls",
+        action="append",
+        default=[],
+        type=_control,
+        metavar="NAME=FILE[:WEIGHT]",
+        help="a ControlNet of the server and the picture it follows (edges, a pose, a depth map); `denoised models`"
+        " lists them. Repeat it for several; lower the weight of one that is followed too closely",
     )
     add("--strength", type=_finite, metavar="S", help="with --image, how far to go from it: 0.3 retouches, 0.8 keeps"
         " the composition, 1 keeps only the size")  # fmt: skip
@@ -190,6 +198,21 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--priority", choices=("high", "normal", "low"), help="which of your own waiting jobs goes first (default"
         " normal): low for bulk work, high for what you wait for")  # fmt: skip
     _add_server_options(generate)
+
+
+def _add_models(commands: Commands[argparse.ArgumentParser]) -> None:
+    models = commands.add_parser(
+        "models",
+        help="what the server can draw with",
+        description="Lists the models; loads one into memory, or takes it out again, on every worker that serves it.",
+    )
+    _add_server_options(models)
+    models.add_argument("--json", action="store_true", help="print the server's whole answer, for programs")
+    changes = models.add_mutually_exclusive_group()
+    changes.add_argument("--load", metavar="NAME", help="load this model now, so that no job waits for that")
+    changes.add_argument(
+        "--unload", metavar="NAME", help="free the memory of this model; the next job that names it loads it again"
+    )
 
 
 def _add_server_options(command: argparse.ArgumentParser) -> None:
@@ -273,6 +296,15 @@ def _lora(text: str) -> dict[str, object]:
     if not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME:WEIGHT")
     return {"name": name, "weight": _finite(weight)} if weight else {"name": name}
+
+
+def _control(text: str) -> dict[str, object]:
+    """`image` is the path; a colon counts only before a number, as paths may have some."""
+    match = re.fullmatch(r"([^=]+)=(.+?)(?::([0-9.]+))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE or NAME=FILE:WEIGHT")
+    control: dict[str, object] = {"name": match[1], "image": Path(match[2])}
+    return control | {"weight": _finite(match[3])} if match[3] else control
 
 
 def _sides(text: str) -> tuple[int, ...]:

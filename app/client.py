@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx2
 
@@ -22,6 +23,7 @@ from workers.contract import ENDED
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 _POLL_S = 0.5
+_WAIT = {"Prefer": "wait=50"}
 _PATIENCE_S = 30.0
 """Seconds that a job is followed without any answer before the server counts as gone."""
 
@@ -79,9 +81,17 @@ class Client:
     def cancel(self, job_id: str) -> None:
         self._request("DELETE", f"/jobs/{job_id}")
 
-    def models(self) -> list[dict[str, Any]]:
-        models: list[dict[str, Any]] = self._json("GET", "/models")["models"]
-        return models
+    def models(self) -> dict[str, Any]:
+        """`models`, and for operators `faults`: those that a worker could not load."""
+        return self._json("GET", "/models")
+
+    def load_model(self, name: str) -> dict[str, Any]:
+        """Where a model is in memory once every worker of it has loaded it, or after a minute."""
+        return self._json("POST", f"/models/{quote(name)}/load", headers=_WAIT)
+
+    def unload_model(self, name: str) -> dict[str, Any]:
+        """Where a model is in memory once every worker of it has forgotten it, or after a minute."""
+        return self._json("POST", f"/models/{quote(name)}/unload", headers=_WAIT)
 
     def image(self, path: str) -> bytes:
         """The bytes of one finished picture; `path` is the `url` of the job document."""

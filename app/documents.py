@@ -18,9 +18,12 @@ from app.schemas import (
     LimitsDocument,
     LinksDocument,
     ModelDocument,
+    ModelFaultDocument,
+    ModelOnWorkerDocument,
+    ModelStateDocument,
     ProgressDocument,
 )
-from workers.contract import ENDED, JobView, ModelEntry, Submission, Timings, WorkerBeat
+from workers.contract import ENDED, JobView, ModelEntry, Submission, Timings, Wish, WorkerBeat
 
 
 def job_path(job_id: str) -> str:
@@ -104,6 +107,29 @@ def model_document(entry: ModelEntry, beats: Sequence[WorkerBeat]) -> ModelDocum
         device=entry.device,
         dtype=entry.dtype,
         digest=entry.digest,
+    )
+
+
+def model_state_document(name: str, wish: Wish, beats: Sequence[WorkerBeat]) -> ModelStateDocument:
+    """How far the workers of a model are with what an operator asked for."""
+    workers = tuple(
+        ModelOnWorkerDocument(
+            worker=beat.name,
+            loaded=name in beat.models and beat.models[name].loaded,
+            done=beat.wishes.get(name) == wish.id,
+            error=beat.faults.get(name),
+        )
+        for beat in beats
+        if name in beat.models or name in beat.faults
+    )
+    return ModelStateDocument(name=name, loaded=any(worker.loaded for worker in workers), workers=workers)
+
+
+def model_fault_documents(beats: Sequence[WorkerBeat]) -> tuple[ModelFaultDocument, ...]:
+    return tuple(
+        ModelFaultDocument(model=name, worker=beat.name, error=fault)
+        for beat in beats
+        for name, fault in sorted(beat.faults.items())
     )
 
 

@@ -6,10 +6,11 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     400  the bytes are no request      json_invalid  json_too_deep  multipart_invalid  body_incomplete
     │                                  idempotency_key_invalid  cursor_invalid
     401  who are you                   key_required  key_unknown
-    403  not from that page            origin_refused
-    404  nothing there                 route_unknown  job_unknown  image_unknown  image_not_ready
+    403  not from that page, not you   origin_refused  operator_required
+    404  nothing there                 route_unknown  job_unknown  image_unknown  image_not_ready  model_absent
     405  not with that method          method_not_allowed
     408  too slow                      body_timeout
+    409  it does not work out          model_unusable
     410  there no more                 job_gone  image_gone
     413  too large                     body_too_large
     415  not that content              content_type_unsupported
@@ -82,6 +83,9 @@ def _table() -> dict[str, ErrorKind]:
             "Pages of this origin may not call the server",
             "Call from the server's own pages, or add the origin to DENOISED_ALLOWED_ORIGINS.",
         ),
+        "operator_required": kind(
+            403, "Only operators may do this", "Ask an operator, or name the tenant in DENOISED_OPERATORS."
+        ),
         "route_unknown": kind(404, "There is no such route", "See /docs for the routes."),
         "job_unknown": kind(404, "There is no such job", "Send the id of one of your own jobs; GET /jobs lists them."),
         "image_unknown": kind(
@@ -90,10 +94,14 @@ def _table() -> dict[str, ErrorKind]:
         "image_not_ready": kind(
             404, "The picture is not drawn yet", "Wait for `status` succeeded, then fetch the `url` of the document."
         ),
+        "model_absent": kind(404, "No living worker has such a model", "Send a name that GET /models lists."),
         "method_not_allowed": kind(
             405, "This route does not take that method", "Use one of the methods in the Allow header."
         ),
         "body_timeout": kind(408, "The body took too long to arrive", "Send a smaller picture, or from a faster line."),
+        "model_unusable": kind(
+            409, "The model cannot be loaded", "Mend what `detail` names on the worker's disk, then ask again."
+        ),
         "job_gone": kind(
             410, "The job is gone", "Send the request again: with the same seed it draws the same picture."
         ),

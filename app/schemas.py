@@ -413,10 +413,38 @@ class ModelDocument(Document):
     digest: str = Field(description="SHA-256 over the weights: the same digest draws the same pictures.")
 
 
+class ModelFaultDocument(Document):
+    """A model that a worker could not load."""
+
+    model: str
+    worker: str
+    error: JobError
+
+
 class ModelListDocument(Document):
     """All models of the catalogue by name."""
 
     models: tuple[ModelDocument, ...]
+    faults: tuple[ModelFaultDocument, ...] = Field(
+        (), description="For operators: models that a worker could not load, and why."
+    )
+
+
+class ModelOnWorkerDocument(Document):
+    """One model on one worker."""
+
+    worker: str
+    loaded: bool
+    done: bool = Field(description="The worker has done what was asked, or found it impossible.")
+    error: JobError | None = Field(description="Why it could not be loaded when that was last tried.")
+
+
+class ModelStateDocument(Document):
+    """Where the weights of a model are in memory."""
+
+    name: str
+    loaded: bool = Field(description="At least one worker holds it.")
+    workers: tuple[ModelOnWorkerDocument, ...]
 
 
 class HealthDocument(Document):

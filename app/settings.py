@@ -58,6 +58,11 @@ class ApiSettings(BaseSettings):
         description="File of `tenant sha256hex` lines (`printf %s KEY | sha256sum`). Unset: `keys` in the data"
         " directory, if it is there. It is read when the server starts.",
     )
+    operators: Names = Field(
+        (),
+        description="Tenants, comma-separated, who may load and unload models and see why one cannot be loaded. Without"
+        " keys whoever reaches the server may.",
+    )
     allowed_hosts: Names = Field(
         (),
         description="Host names the server answers to, comma-separated, besides loopback. Empty: any with keys, only"
@@ -131,9 +136,16 @@ class ApiSettings(BaseSettings):
         parse_url(value)
         return value
 
+    @field_validator("operators", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
     @field_validator("allowed_hosts", "allowed_origins", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split_hosts(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip().lower().rstrip("/") for part in value.split(",") if part.strip())
         return value

@@ -33,6 +33,18 @@ class Shelf:
     def names(self) -> tuple[str, ...]:
         return tuple(self._sources)
 
+    def offer(self, name: str, source: str) -> None:
+        """Have a model under this name, another one from now on if there was one. None of that name may be loaded."""
+        assert name not in self._loaded, f"{name} is offered anew while it is loaded. This is a bug."
+        self._sources[name] = source
+        self._folders.pop(name, None)
+
+    def withdraw(self, name: str) -> None:
+        """Have it no more. It may not be loaded."""
+        assert name not in self._loaded, f"{name} is withdrawn while it is loaded. This is a bug."
+        del self._sources[name]
+        self._folders.pop(name, None)
+
     def is_loaded(self, name: str) -> bool:
         return name in self._loaded
 

@@ -162,15 +162,29 @@ class FakeEngine:
 
 
 class FakeShelf:
-    """Models that load at once; at most `places` fit. `missing` is not there; for `huge` the engine has no memory."""
+    """Models that load at once; at most `places` fit. `missing` is not there, nor is what is put into `broken`; for
+    `huge` the engine has no memory."""
 
     def __init__(self, names: tuple[str, ...] = ("fake",), places: int = 8) -> None:
-        self._names = names
+        self._names = list(names)
         self._places = places
         self._loaded: dict[str, FakeCheckpoint] = {}
+        self.broken = {"missing"}
+        self.offered: dict[str, str] = {}
+        self.tries: Counter[str] = Counter()
 
     def names(self) -> tuple[str, ...]:
-        return self._names
+        return tuple(self._names)
+
+    def offer(self, name: str, source: str) -> None:
+        assert name not in self._loaded
+        self.offered[name] = source
+        if name not in self._names:
+            self._names.append(name)
+
+    def withdraw(self, name: str) -> None:
+        assert name not in self._loaded
+        self._names.remove(name)
 
     def is_loaded(self, name: str) -> bool:
         return name in self._loaded
@@ -179,7 +193,8 @@ class FakeShelf:
         del self._loaded[name]
 
     def get(self, name: str, in_use: Collection[str] = ()) -> FakeCheckpoint | None:
-        if name == "missing":
+        self.tries[name] += 1
+        if name in self.broken:
             raise CheckpointMissing("There is no model of this name.")
         if name not in self._loaded and len(self._loaded) >= self._places:
             idle = [loaded for loaded in self._loaded if loaded not in in_use]

@@ -122,7 +122,10 @@ class FakeWorker:
     def publish(self, entry: ModelEntry = ENTRY) -> None:
         self.client.hset(key("catalogue"), entry.name, entry.model_dump_json())
 
-    def beat(self, state: str = "running", *, warmed: bool = True, cost_per_s: float | None = None) -> None:
+    def beat(
+        self, state: str = "running", *, warmed: bool = True, cost_per_s: float | None = None, **changes: Any
+    ) -> None:
+        """`changes`: other fields of the beat."""
         now = time.time()
         load = ModelLoad(loaded=True, warmed=warmed, cost_per_s=cost_per_s)
         beat = WorkerBeat.model_validate(
@@ -135,6 +138,7 @@ class FakeWorker:
                 "state": state,
                 "models": {"first": load},
                 "counters": {"steps": 12.0},
+                **changes,
             }
         )
         self.client.hset(key("workers"), "fake", beat.model_dump_json())

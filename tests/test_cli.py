@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +88,29 @@ def test_a_mask_or_a_border_makes_it_inpainting(tmp_path: Path) -> None:
     assert body.pop("image")
     sides = {"outpaint_left": 1, "outpaint_top": 2, "outpaint_right": 3, "outpaint_bottom": 40}
     assert body == own | sides
+
+
+def test_upscale_enlarges_the_upload_or_what_is_drawn(tmp_path: Path) -> None:
+    upload = tmp_path / "in.png"
+    upload.write_bytes(png(8, 8))
+    from_image = "--image", str(upload), "--upscale"
+    assert request_body(options("a cat", "--upscale"))["upscale"] is True
+    assert request_body(options("", *from_image))["task"] == "upscale"
+    assert "upscale" not in request_body(options("", *from_image))
+    for more, task in (("--strength=0.5", "image-to-image"), ("--outpaint=8,0,0,0", "inpainting")):
+        body = request_body(options("a cat", *from_image, more))
+        assert (body["task"], body["upscale"]) == (task, True)
+
+
+def test_controls_bring_their_pictures(tmp_path: Path) -> None:
+    upload = tmp_path / "a:b=c.png"
+    upload.write_bytes(png(8, 8))
+    body = request_body(options("a cat", "--control", f"edges={upload}", "--control", f"pose={upload}:0.5"))
+    first, second = body["controls"]
+    assert (first["name"], second["name"], second["weight"]) == ("edges", "pose", 0.5)
+    assert first["image"] == second["image"] == base64.b64encode(upload.read_bytes()).decode()
+    with pytest.raises(SystemExit):
+        options("a cat", "--control", "edges")
 
 
 @pytest.mark.parametrize(
@@ -300,6 +325,7 @@ def api(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         "REDIS_URL": redis_url,
         "DENOISED_DATA_DIR": str(folder),
         "DENOISED_API_KEYS": f"alice:{KEY}",
+        "DENOISED_OPERATORS": "alice",
     }
     with bind("127.0.0.1", 0) as listener:
         url = url_of(listener)
@@ -446,3 +472,32 @@ def test_models_lists_what_the_server_can_draw_with(
     worker.client.delete(key("workers"))
     assert main(["models", *where]) == 0
     assert "float32; not loaded)" in capsys.readouterr().out
+
+
+def test_models_are_loaded_and_unloaded(
+    api: tuple[str, LocalStore], worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--server", api[0], "--key", KEY]
+
+    def obey(action: str, is_loaded: bool) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while (wish := worker.board.wishes().get("first")) is None or wish.action != action:
+            assert time.monotonic() < end, "nothing was asked"
+        worker.beat(models={"first": {"loaded": is_loaded, "warmed": True}}, wishes={"first": wish.id})
+
+    for action, is_loaded, told in (("unload", False, "not loaded"), ("load", True, "loaded")):
+        other_side = threading.Thread(target=obey, args=(action, is_loaded))
+        other_side.start()
+        assert main(["models", f"--{action}", "first", *where]) == 0
+        other_side.join()
+        assert capsys.readouterr().out == f"first  on fake: {told}\n"
+    assert main(["models", "--load", "nothing", *where]) == 1
+    assert "model_absent" in capsys.readouterr().err
+
+
+def test_models_tells_what_a_worker_cannot_load(
+    api: tuple[str, LocalStore], worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker.beat(faults={"broken": {"code": "checkpoint_missing", "detail": "unet/config.json is missing."}})
+    assert main(["models", "--server", api[0], "--key", KEY]) == 0
+    assert "fake cannot load broken: unet/config.json is missing." in capsys.readouterr().err

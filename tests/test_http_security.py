@@ -106,7 +106,7 @@ async def test_a_key_is_wanted_everywhere_but_at_probes_and_the_reference(redis_
             for method in operations:
                 if path in ("/healthz", "/readyz"):
                     continue
-                answer = await client.request(method, path.format(job_id="f" * 44, index=0))
+                answer = await client.request(method, path.format(job_id="f" * 44, index=0, name="first"))
                 assert answer.json()["code"] == "key_required", path
         assert (await client.get("/models", headers=ALICE)).status_code == 200
         bearer = {"Authorization": ALICE["Authorization"].replace("Bearer", "bearer")}

@@ -98,7 +98,7 @@ def test_a_look_finds_queues_with_jobs_of_our_models_and_a_suspension(redis_clie
     board.submit(make_submission("ann", model="other"), make_entry("other"))
     emptied = board.submit(make_submission("bob"), make_entry())[0].record
     board.cancel(emptied.id)
-    lookout = Lookout(redis_client, ["fake", "unused"])
-    assert lookout.look() == (False, [Waiting(queue_name("fake", "normal", "ann"), "fake", 2, first.id)])
+    lookout, models = Lookout(redis_client), ["fake", "unused"]
+    assert lookout.look(models) == (False, [Waiting(queue_name("fake", "normal", "ann"), "fake", 2, first.id)])
     suspend(redis_client)
-    assert lookout.look()[0] is True
+    assert lookout.look(models)[0] is True

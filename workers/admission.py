@@ -40,13 +40,14 @@ class Admission:
         self._rq = rq
         self._board = board
         self._leases = leases
-        self._lookout = Lookout(rq.connection, tuple(settings.models))
+        self._lookout = Lookout(rq.connection)
         self._turns = Turns(settings.patience_s)
         self.crash_point = crash_point
         self._halfway: HeldJob | None = None
         """Popped, and the answer to its claim is not known yet."""
         self._closed: set[str] = set()
         """Models for whose next job the engine had no room."""
+        self._paused: frozenset[str] = frozenset()
         self.is_suspended = False
         self.has_more = False
         """Jobs were left behind at the last look, for want of room."""
@@ -55,6 +56,10 @@ class Admission:
         """Something has left the engine: there may be room again."""
         self._closed.clear()
 
+    def pause(self, models: frozenset[str]) -> None:
+        """These models take no job, until it is called again with others."""
+        self._paused = models
+
     def take(self, engine: Engine, shelf: Shelf, in_use: Collection[str], count: int) -> Iterator[HeldJob]:
         """Up to `count` jobs, each as soon as it is ours, with its checkpoint or an `error` when there is none.
 
@@ -62,11 +67,11 @@ class Admission:
         """
         if self._halfway:
             yield from self._claim(self._halfway)
-        self.is_suspended, waiting = self._lookout.look()
+        self.is_suspended, waiting = self._lookout.look(shelf.names())
         queues = {queue.queue: queue for queue in waiting}
         taken = 0
         while queues and not self.is_suspended and taken < count:
-            queue = self._turns.choose(list(queues.values()), _loaded(shelf, queues), self._closed)
+            queue = self._turns.choose(list(queues.values()), _loaded(shelf, queues), self._closed | self._paused)
             if queue is None:
                 break
             for held in self._take_from(queue, engine, shelf, in_use, queues):

@@ -18,6 +18,7 @@ from workers.io_pool import IOPool, ReadAhead
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
 from workers.recovery import Recovery
+from workers.repertoire import Repertoire
 from workers.reporting import Reporting
 from workers.rq_side import RqSide
 from workers.settings import WorkerSettings
@@ -40,6 +41,7 @@ class WorkerParts:
     io_pool: IOPool
     admission: Admission
     reporting: Reporting
+    repertoire: Repertoire
     recovery: Recovery
     wake: threading.Event
     """Set when an work has ended, or a signal came."""
@@ -75,6 +77,7 @@ def assemble(
         io_pool=io_pool,
         admission=Admission(rq, leases, board, settings, crash_point),
         reporting=Reporting(client, leases, io_pool, rq.name),
-        recovery=Recovery(client, board, settings, rq.tell),
+        repertoire=Repertoire(client, board, settings, engine, shelf),
+        recovery=Recovery(client, board, settings, shelf.names, rq.tell),
         wake=wake,
     )

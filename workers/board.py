@@ -8,9 +8,11 @@ one transaction.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import redis
 from pydantic import ValidationError
@@ -26,6 +28,7 @@ from workers.contract import (
     EVENT_STREAM_LENGTH,
     PRIORITIES,
     RETENTION_S,
+    WISH_TTL_S,
     JobError,
     JobRecord,
     JobView,
@@ -35,6 +38,7 @@ from workers.contract import (
     Status,
     Submission,
     Timings,
+    Wish,
     WorkerBeat,
     created_at_of,
     key,
@@ -351,6 +355,27 @@ class JobBoard:
         """The newest beat of each live worker, by name."""
         return self._forecast.beats()
 
+    def wish(self, model: str, action: Literal["load", "unload"]) -> Wish:
+        """Ask every worker of a model to load or to forget its weights; their beats tell when that is done."""
+        wish = Wish(id=secrets.token_hex(8), action=action)
+        with self._redis.pipeline() as pipe:
+            pipe.hset(key("wishes"), model, wish.model_dump_json())
+            pipe.expire(key("wishes"), WISH_TTL_S)
+            pipe.execute()
+        return wish
+
+    def wishes(self) -> dict[str, Wish]:
+        """The last wish about each model."""
+        found: dict[str, Wish] = {}
+        for name, raw in self._redis.hgetall(key("wishes")).items():
+            with contextlib.suppress(ValidationError):
+                found[text(name)] = Wish.model_validate_json(raw)
+        return found
+
+    def has_unended(self, model: str) -> bool:
+        """Some job of this model was accepted and has not ended."""
+        return bool(self._redis.hlen(key("costs", model)))
+
     def queued_count(self, tenant: str) -> int:
         """Jobs of a tenant that wait, over all models and priorities."""
         names = [name for queues in self._tenant_queues(tenant).values() for name in queues]
@@ -371,7 +396,7 @@ class JobBoard:
     def queue_depths(self) -> dict[tuple[str, Priority], QueueDepth]:
         """(model, priority) -> queued jobs and the longest wait, of every model in the catalogue."""
         models = self._models()
-        _, waiting = Lookout(self._redis, models).look()
+        _, waiting = Lookout(self._redis).look(models)
         depths: dict[tuple[str, Priority], QueueDepth] = {}
         for model in models:
             for rank, priority in enumerate(PRIORITIES):

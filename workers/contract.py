@@ -21,6 +21,7 @@ Where is it? One key each, `denoised:` in front:
     events                    stream  job, kind: one entry whenever a document changes
     catalogue                 hash    model name -> ModelEntry; stays when its worker is gone
     workers                   hash    worker name -> WorkerBeat; an older beat than BEAT_TTL_S is a dead worker
+    wishes                    hash    model name -> Wish: what an operator last asked of its workers; expires by itself
     recovery:<model>          string  a worker has just looked for this model's lost jobs; expires by itself
 """
 
@@ -41,6 +42,7 @@ RETENTION_S = 24 * 3600
 """Seconds that an ended job and its pictures are kept unless the settings say otherwise."""
 BEAT_TTL_S = 20.0
 PROGRESS_TTL_S = 120
+WISH_TTL_S = 3600
 EVENT_STREAM_LENGTH = 10_000
 LOCAL_TENANT = "local"
 """Everybody's tenant while the server has no keys."""
@@ -288,6 +290,14 @@ class ModelLoad(Value):
     step_s: float | None = None
 
 
+class Wish(Value):
+    """What an operator asks of every worker of a model: to hold its weights in memory, or to forget them until a job
+    needs them."""
+
+    id: str
+    action: Literal["load", "unload"]
+
+
 class WorkerBeat(Value):
     """A worker's heartbeat."""
 
@@ -299,6 +309,10 @@ class WorkerBeat(Value):
     contract_version: int = CONTRACT_VERSION
     state: Literal["loading", "running", "draining"]
     models: dict[str, ModelLoad]
+    faults: dict[str, JobError] = {}
+    """Model -> why it could not be loaded when last tried. One that had been fine before is in `models` too."""
+    wishes: dict[str, str] = {}
+    """Model -> id of the last wish that is done, or turned out impossible."""
     counters: dict[str, float] = {}
     """Monotonic since the worker started, for metrics: jobs ended by status, steps, rows, oom splits, ..."""
 

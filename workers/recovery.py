@@ -41,12 +41,13 @@ class Recovery:
         client: redis.Redis,
         board: JobBoard,
         settings: WorkerSettings,
+        models: Callable[[], Sequence[str]],
         tell_rq: Callable[[JobRecord], None],
     ) -> None:
-        """`tell_rq` finishes in RQ a job that has an outcome."""
+        """`models` names those of this worker now; `tell_rq` finishes in RQ a job that has an outcome."""
         self._redis = client
         self._board = board
-        self._models = tuple(settings.models)
+        self._models = models
         self._interval_s = settings.maintenance_interval_s
         self._age_s = settings.recovery_age_s
         self._tell_rq = tell_rq
@@ -58,7 +59,7 @@ class Recovery:
 
         The workers of a model share its rounds; each model has its own, since not every worker serves all of them.
         """
-        recovered = sum(self._look_after(model) for model in self._models if self._is_ours_now(model))
+        recovered = sum(self._look_after(model) for model in self._models() if self._is_ours_now(model))
         self._forget_silent_workers()
         return recovered
 

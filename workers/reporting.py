@@ -18,12 +18,13 @@ from typing import Literal
 import redis
 import structlog
 
-from workers.contract import ModelLoad, WorkerBeat
+from workers.contract import WorkerBeat
 from workers.held_job import HeldJob
 from workers.io_pool import IOPool
 from workers.jobkeys import text
 from workers.lease import Leases
-from workers.protocols import Engine, Shelf
+from workers.protocols import Engine
+from workers.repertoire import Repertoire
 
 log = structlog.get_logger(__name__)
 
@@ -50,9 +51,6 @@ class Reporting:
         self._previews: list[tuple[HeldJob, Future[bytes]]] = []
         self._next_preview_at = 0.0
         self.counters: Counter[str] = Counter()
-        self.warmed: set[str] = set()
-        self.refused: set[str] = set()
-        """Models that this worker is configured for and cannot serve."""
 
     def report(self, jobs: Collection[HeldJob], engine: Engine) -> list[HeldJob]:
         """Write what has changed, when it is time to; returns the jobs that are not ours any more."""
@@ -115,23 +113,8 @@ class Reporting:
                 not_ours.append(held)
         return not_ours
 
-    def status(self, state: State, engine: Engine, shelf: Shelf) -> WorkerBeat:
+    def status(self, state: State, engine: Engine, repertoire: Repertoire) -> WorkerBeat:
         """This worker's status."""
-        loads = engine.loads()
-        models: dict[str, ModelLoad] = {}
-        for name in shelf.names():
-            if name in self.refused:
-                continue
-            load = loads.get(name)
-            models[name] = ModelLoad(
-                loaded=shelf.is_loaded(name),
-                warmed=name in self.warmed,
-                cost_per_s=load.cost_per_s if load else None,
-                cost_in_flight=load.cost_in_flight if load else 0.0,
-                slots=load.slots if load else 0,
-                rows_per_step=load.rows_per_step if load else None,
-                step_s=load.step_s if load else None,
-            )
         return WorkerBeat(
             name=self._name,
             beat_at=time.time(),
@@ -139,7 +122,9 @@ class Reporting:
             pid=os.getpid(),
             host=socket.gethostname(),
             state=state,
-            models=models,
+            models=repertoire.loads(),
+            faults=repertoire.faults,
+            wishes=repertoire.wishes,
             counters={**engine.counters, **self.counters},
         )
 

@@ -49,6 +49,12 @@ class WorkerSettings(BaseSettings):
         description="Models this worker serves, as `name=source` pairs with commas between; a source is a directory "
         "in diffusers layout or a hub id. The first one is loaded first. Default: the bundled model.",
     )
+    models_dir: Path | None = Field(
+        None,
+        description="Directory of more models, a folder in diffusers layout each, served under the name of the folder; "
+        "they may come, change and go while the worker runs. Give all workers the same ones. Default: the folder "
+        "`models` in the data directory.",
+    )
     loras: Path | None = Field(
         None,
         description="Directory of LoRA files (.safetensors) that requests may name by file name; files may come and go "
@@ -164,6 +170,11 @@ class WorkerSettings(BaseSettings):
         """No source is a hub id: what cannot be loaded now cannot be loaded later either."""
         sources = self.models.values()
         return all(Path(source).expanduser().exists() or not _HUB_ID.fullmatch(source) for source in sources)
+
+    @property
+    def models_folder(self) -> Path:
+        """Directory of more models; it need not exist."""
+        return (self.models_dir or self.data_dir / "models").expanduser()
 
     @property
     def lora_folder(self) -> Path:

@@ -87,17 +87,14 @@ class Turns:
 
 
 class Lookout:
-    """Looks at the queues of this worker's models."""
+    """Looks at the queues of models."""
 
-    def __init__(self, client: redis.Redis, models: Sequence[str]) -> None:
-        self._models = tuple(models)
+    def __init__(self, client: redis.Redis) -> None:
         self._look = client.register_script(scripts.LOOK)
 
-    def look(self) -> tuple[bool, list[Waiting]]:
-        """Whether RQ is suspended (`rq suspend`), and every queue that has jobs. One round trip."""
-        keys = [WORKERS_SUSPENDED, *(key("queues", model) for model in self._models)]
+    def look(self, models: Sequence[str]) -> tuple[bool, list[Waiting]]:
+        """Whether RQ is suspended (`rq suspend`), and every queue of these models that has jobs. One round trip."""
+        keys = [WORKERS_SUSPENDED, *(key("queues", model) for model in models)]
         suspended, *found = self._look(keys=keys, args=[Queue.redis_queue_namespace_prefix])
-        waiting = [
-            Waiting(text(name), self._models[number], length, text(first)) for number, name, length, first in found
-        ]
+        waiting = [Waiting(text(name), models[number], length, text(first)) for number, name, length, first in found]
         return bool(suspended), waiting

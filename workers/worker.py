@@ -1,7 +1,8 @@
 """The worker: one loop that lets jobs join, steps the batch, and settles what has ended.
 
 Owns the order of things and what each job's fate is; the parts own the rest: `admission` (from the queue to a claim),
-`heartbeat` (leases), `io_pool` (files), `reporting` (progress), `rq_side` (RQ's bookkeeping), `recovery` (lost jobs).
+`repertoire` (models), `heartbeat` (leases), `io_pool` (files), `reporting` (progress), `rq_side` (RQ's bookkeeping),
+`recovery` (lost jobs).
 One thread runs it; signals and commands are only noted, and applied between two steps.
 
 A job's outcome is written in one place, the commit script, after its files are durable. Everything before may be lost
@@ -16,19 +17,15 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from types import FrameType
 from typing import Any
 
 import redis
 import structlog
 
-from models.errors import CheckpointError
 from workers.assembly import WorkerParts
-from workers.catalogue import controlnet_names, describe_model, lora_names
-from workers.contract import ModelEntry, key
+from workers.contract import key
 from workers.held_jobs import HeldJobs
-from workers.protocols import Checkpoint
 from workers.redis_backoff import RedisBackoff
 from workers.reporting import State
 
@@ -65,8 +62,6 @@ class Worker:
         self._backoff = RedisBackoff()
         self._signals = 0
         self._is_draining = False
-        self._entries: dict[str, ModelEntry] = {}
-        """What is in the catalogue by us."""
         self._state: State = "loading"
         now = time.monotonic()
         self._publish_at = 0.0
@@ -103,65 +98,18 @@ class Worker:
     # --- start and end ------------------------------------------------------------------------------------------------
 
     def _load_models(self) -> None:
-        """Load, warm up and publish every model; the first-named last, so that it is the one that stays loaded."""
+        """Load, warm up and publish every model."""
         parts = self._parts
-        for name in reversed(parts.shelf.names()):
+        for name in parts.repertoire.open():
             if self._signals:
                 return
-            checkpoint = self._load(name)
-            if checkpoint is None:
-                parts.reporting.refused.add(name)
-                continue
-            parts.reporting.warmed.add(name)
-            self._until_redis_answers(partial(self._publish_model, checkpoint))
+            parts.repertoire.load(name)
+            self._until_redis_answers(parts.repertoire.publish)
             parts.heartbeat.ticked()
-            log.info("serving", model=name, device=checkpoint.device, dtype=checkpoint.dtype)
             self._publish()
             parts.heartbeat.hurry()
-        if not parts.reporting.warmed:
+        if not parts.repertoire.serves_any:
             raise _NothingToServe("None of the configured models can be loaded.")
-
-    def _load(self, name: str) -> Checkpoint | None:
-        """A model, loaded and warmed up; None when it cannot be served, which is no reason not to serve the others."""
-        shelf = self._parts.shelf
-        try:
-            checkpoint: Checkpoint = shelf.get(name)
-            log.info("warmed up", model=name, rows_of_a_step=self._parts.engine.warm_up(checkpoint))
-            return checkpoint
-        except CheckpointError as error:
-            log.error("a model is not served", model=name, code=error.code, detail=error.detail)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            log.error("a model is not served: it does not fit into memory", model=name, error=str(error))
-        if shelf.is_loaded(name):
-            shelf.evict(name)
-        return None
-
-    def _publish_model(self, checkpoint: Checkpoint) -> None:
-        entry = describe_model(checkpoint)
-        self._publish_entry(entry if entry.upscale_factor else entry.model_copy(update=self._beside()))
-
-    def _publish_entry(self, entry: ModelEntry) -> None:
-        self._parts.client.hset(key("catalogue"), entry.name, entry.model_dump_json())
-        self._entries[entry.name] = entry
-
-    def _beside(self) -> dict[str, tuple[str, ...]]:
-        """Names of what requests of a model may name beside it: LoRA files, ControlNets and upscalers."""
-        settings = self._parts.settings
-        return {
-            "upscalers": tuple(sorted(name for name, entry in self._entries.items() if entry.upscale_factor)),
-            "loras": lora_names(settings.lora_folder),
-            "controlnets": controlnet_names(settings.controlnet_folder),
-        }
-
-    def _publish_news(self) -> None:
-        """What is beside a model may come and go while the worker runs. An upscaler has nothing beside it."""
-        beside = self._beside()
-        for entry in list(self._entries.values()):
-            renewed = entry if entry.upscale_factor else entry.model_copy(update=beside)
-            if renewed != entry:
-                self._publish_entry(renewed)
 
     def _until_redis_answers(self, call: Callable[[], object]) -> None:
         """At the start there is nothing to do beside it: ask until it succeeds, or until told to end."""
@@ -267,14 +215,21 @@ class Worker:
         room = min(settings.admissions_per_tick - jobs.waiting, settings.max_jobs - len(jobs.all))
         if self._is_draining or room <= 0 or jobs.is_delicate or jobs.unsaved >= settings.save_backlog:
             return
-        in_use = jobs.models.union(self._parts.engine.models_in_use())
-        for held in self._parts.admission.take(self._parts.engine, self._parts.shelf, in_use, room):
+        parts = self._parts
+        parts.admission.pause(parts.repertoire.paused)
+        for held in parts.admission.take(parts.engine, parts.shelf, self._models_in_use, room):
             jobs.receive(held)
+
+    @property
+    def _models_in_use(self) -> frozenset[str]:
+        return self._jobs.models.union(self._parts.engine.models_in_use())
 
     def _keep_up(self) -> None:
         """Recovery, the sweep of old files, and our own status, each when it is time to."""
         now, settings = time.monotonic(), self._parts.settings
         if now >= self._publish_at:
+            if self._parts.repertoire.keep_up(self._models_in_use):
+                self._parts.heartbeat.hurry()
             self._publish()
         if now >= self._recovery_at:
             self._recovery_at = now + settings.maintenance_interval_s
@@ -286,8 +241,8 @@ class Worker:
 
     def _publish(self) -> None:
         self._publish_at = time.monotonic() + _PUBLISH_S
-        self._publish_news()
-        self._parts.heartbeat.publish(self._parts.reporting.status(self._state, self._parts.engine, self._parts.shelf))
+        parts = self._parts
+        parts.heartbeat.publish(parts.reporting.status(self._state, parts.engine, parts.repertoire))
 
     def _rest(self) -> None:
         """Wait only when there is nothing to do: for the pool, for Redis, or for the doorbells."""
@@ -308,14 +263,6 @@ class Worker:
             )
         except redis.RedisError as error:
             self._backoff.lost(error)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    from models.device import is_out_of_memory  # torch is loaded by now, and only where something real was drawn
-
-    return is_out_of_memory(error)
 
 
 def _log_sweep(sweep: Future[int]) -> None:

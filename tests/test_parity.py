@@ -7,6 +7,7 @@ way a diffusers user builds them, from a table of this file's own. `python -m te
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,19 @@ def test_every_sampler_draws_what_the_diffusers_pipeline_draws(prediction_type: 
     folder = save_tiny_checkpoint(tmp_path / "tiny", prediction_type=prediction_type)
     differences = measure(folder, make_requests(), make_pipelines(folder))
     assert {sampler for _, sampler, _ in differences} == set(DIFFUSERS), "every sampler of the catalogue is compared"
+    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
+    assert not wrong
+
+
+def test_zero_terminal_snr_draws_what_the_pipelines_draw(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "tiny", prediction_type="v_prediction")
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text()) | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    file.write_text(json.dumps(config))
+    requests = [request for request in make_requests() if SAMPLERS[request.sampler].has_zero_terminal_snr]
+    assert {request.sampler for request in requests} >= {"ddim", "euler"}
+    assert any(request.guidance_rescale and request.has_guidance for request in requests)
+    differences = measure(folder, requests, make_pipelines(folder))
     wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
     assert not wrong
 

@@ -47,7 +47,7 @@ def _status(name: str) -> int:
 
 
 def measure(checkpoint: Checkpoint, side: int, rows: int) -> dict[str, float]:
-    """Peaks in MiB of the phases at `side` pixels, each after one run that warms it up."""
+    """Peaks in MiB of the phases at `side` pixels."""
     factor, device = checkpoint.autoencoder.factor, checkpoint.denoiser.device
     picture = Image.fromarray(np.zeros((side, side, 3), np.uint8))
     latents = torch.zeros(1, checkpoint.denoiser.latent_channels, side // factor, side // factor, device=device)

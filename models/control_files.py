@@ -5,8 +5,6 @@ Owns the directory, what fits a checkpoint, and which networks are in memory. Sa
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from models.checkpoint_files import read_json
 from models.control import ControlNet
 from models.device import is_out_of_memory
 from models.errors import CheckpointError, ControlRefused, OutOfMemory
+from models.recently_used import RecentlyUsed
 from models.request import PictureRequest
 
 CONFIG = "config.json"
@@ -30,9 +29,7 @@ class ControlFiles:
 
     def __init__(self, folder: Path, keep: int = 4) -> None:
         self._folder = folder
-        self._keep = keep
-        self._loaded: OrderedDict[tuple[str, str, int], ControlNet] = OrderedDict()
-        self._lock = threading.Lock()
+        self._loaded: RecentlyUsed[tuple[str, str, int], ControlNet] = RecentlyUsed(lambda nets: len(nets) <= keep)
 
     def of(self, request: PictureRequest, checkpoint: Checkpoint) -> tuple[ControlNet, ...]:
         """What the request asks for. Raises ControlRefused where one is not there or does not fit."""
@@ -41,14 +38,8 @@ class ControlFiles:
     def _get(self, name: str, checkpoint: Checkpoint) -> ControlNet:
         folder = self._find(name)
         stamp = max(file.stat().st_mtime_ns for file in folder.iterdir())
-        with self._lock:
-            key = checkpoint.digest, name, stamp
-            if key not in self._loaded:
-                self._loaded[key] = _load(folder, name, checkpoint)
-            self._loaded.move_to_end(key)
-            while len(self._loaded) > self._keep:
-                self._loaded.popitem(last=False)
-            return self._loaded[key]
+        key = checkpoint.digest, name, stamp
+        return self._loaded.get(key, lambda: _load(folder, name, checkpoint))
 
     def _find(self, name: str) -> Path:
         """The folder of that name in the directory itself: the listing decides, so no name leads elsewhere."""

@@ -5,13 +5,12 @@ Owns the directory, and which of its files are in memory. Safe to share between 
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from pathlib import Path
 
 from models.checkpoint import Checkpoint
 from models.errors import LoraRefused
 from models.lora import Lora, LoraUse, read_lora
+from models.recently_used import RecentlyUsed
 from models.request import PictureRequest
 
 SUFFIX = ".safetensors"
@@ -29,9 +28,9 @@ class LoraFiles:
 
     def __init__(self, folder: Path, keep_bytes: int = 2**30) -> None:
         self._folder = folder
-        self._keep_bytes = keep_bytes
-        self._read: OrderedDict[_Key, Lora] = OrderedDict()
-        self._lock = threading.Lock()
+        self._read: RecentlyUsed[_Key, Lora] = RecentlyUsed(
+            lambda loras: sum(lora.size_bytes for lora in loras) <= keep_bytes
+        )
 
     def of(self, request: PictureRequest, checkpoint: Checkpoint) -> tuple[LoraUse, ...]:
         """What the request asks for. Raises LoraRefused where one is not there or does not fit."""
@@ -41,13 +40,7 @@ class LoraFiles:
         file = self._find(name)
         stat = file.stat()
         key = checkpoint.digest, name, stat.st_mtime_ns, stat.st_size
-        with self._lock:
-            if key not in self._read:
-                self._read[key] = read_lora(file, name, checkpoint.networks, key)
-            self._read.move_to_end(key)
-            while len(self._read) > 1 and sum(lora.size_bytes for lora in self._read.values()) > self._keep_bytes:
-                self._read.popitem(last=False)
-            return self._read[key]
+        return self._read.get(key, lambda: read_lora(file, name, checkpoint.networks, key))
 
     def _find(self, name: str) -> Path:
         """The file of that name in the directory itself: the listing decides, so no name leads elsewhere."""

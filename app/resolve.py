@@ -195,10 +195,13 @@ def _resolve_controls(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> tup
     )
 
 
-def _resolve_noise_level(body: UpscaleBody, entry: ModelEntry) -> int:
-    highest = entry.max_noise_level or 0
+def _resolve_noise_level(body: UpscaleBody, entry: ModelEntry) -> int | None:
+    highest = entry.max_noise_level
     if body.noise_level is None:
-        return min(entry.defaults.noise_level, highest)
+        return None if highest is None else min(_or(entry.defaults.noise_level, highest), highest)
+    if highest is None:
+        what = f"{entry.name} knows no noise levels: leave noise_level out."
+        raise field_problem("noise_level_out_of_range", "noise_level", what)
     if body.noise_level > highest:
         what = f"{entry.name} knows noise levels from 0 to {highest}, not {_number(body.noise_level)}."
         raise field_problem("noise_level_out_of_range", "noise_level", what)

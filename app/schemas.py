@@ -393,7 +393,9 @@ class LimitsDocument(Document):
     upscalers: tuple[str, ...] = Field(description="Models that can enlarge what this one has drawn.")
     controlnets: tuple[str, ...] = Field(description="ControlNets that a request may name.")
     upscale_factor: int | None = Field(description="Of an upscaler: what it multiplies both sides by.")
-    max_noise_level: int | None = Field(description="Of an upscaler.")
+    max_noise_level: int | None = Field(
+        description="Of an upscaler that knows noise levels; where it is null, `noise_level` is left out."
+    )
     max_prompt_characters: int
 
 

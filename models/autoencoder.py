@@ -113,11 +113,16 @@ class Autoencoder:
         unscaled = latents.to(self._vae.device) / self._scaling_factor
 
         def run(dtype: torch.dtype) -> Tensor:
-            return self._vae.decode(unscaled.to(dtype), return_dict=False)[0].float()
+            return self._run_decoder(unscaled, dtype).float()
 
         pixels = run(self._vae.dtype)
         if self._vae.dtype != torch.float32 and not torch.isfinite(pixels).all():
             return self._in_float32(run)
+        return pixels
+
+    def _run_decoder(self, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        """(N, C, h, w) float32 to (N, 3, H, W) of `dtype`, the decoder's precision now."""
+        pixels: Tensor = self._vae.decode(latents.to(dtype), return_dict=False)[0]
         return pixels
 
     def _in_safe_precision(self, run: Any) -> Any:

@@ -74,6 +74,7 @@ def _rows(ordered: Sequence[Slot], guided: int, latents: Tensor) -> Rows:
         timesteps=torch.stack([slot.table.timesteps[slot.step] for slot in twice]).to(device),
         context=torch.stack([text.states for text in texts if text is not None]),  # (guided + B, T, D)
         extras=[slot.conditioning.extra for slot in twice],
+        input_scales=torch.cat([scales[:guided], scales]),
         guidance_scales=torch.tensor([slot.conditioning.guidance_scale for slot in twice], device=device),
         pooled=_stacked([text.pooled for text in texts if text is not None]),
         time_ids=_stacked([slot.conditioning.time_ids for slot in twice]),

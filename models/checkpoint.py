@@ -1,7 +1,7 @@
 """Loaded weights of one model, and how they get here.
 
-Owns loading and refusing a checkpoint of the SD 1.x, SD 2.x, SDXL or LCM class, its defaults and what it declares of
-itself; `checkpoint_files` finds the files. Knows nothing of requests, slots or memory budgets.
+Owns loading and refusing a checkpoint of the SD 1.x, SD 2.x, SDXL, LCM or LDM super-resolution class, its defaults and
+what it declares of itself; `checkpoint_files` finds the files. Knows nothing of requests, slots or memory budgets.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from models.checkpoint_files import (
     DEFAULTS,
     INDEX,
     LOW_RES_SCHEDULER,
+    SUPER_RESOLUTION,
     UPSCALER,
     components_of,
     find_folder,
@@ -32,6 +33,7 @@ from models.denoiser import Denoiser
 from models.device import Placement
 from models.errors import CheckpointRefused
 from models.request import SIZE_MULTIPLE
+from models.super_resolution import QuantizingAutoencoder, SuperResolutionDenoiser, refuse_other_networks
 from models.table_cache import StepTables
 from models.text_encoder import TextEncoder
 
@@ -91,16 +93,17 @@ class Defaults(BaseModel):
 @dataclass(frozen=True)
 class Upscaling:
     """What makes a checkpoint an upscaler. factor: pixels of the answer per pixel of the upload, a side. scales:
-    signal and noise of each noise level, (levels, 2). tile: pixels of the upload a side that are drawn at once."""
+    signal and noise of each noise level, (levels, 2); None where the network is told none and the upload is shown as it
+    is. tile: pixels of the upload a side that are drawn at once."""
 
     factor: int
-    scales: Tensor
+    scales: Tensor | None
     tile: int
     overlap: int
 
     @property
-    def max_noise_level(self) -> int:
-        return len(self.scales) - 1
+    def max_noise_level(self) -> int | None:
+        return None if self.scales is None else len(self.scales) - 1
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,10 @@ class Checkpoint:
     @property
     def prediction_type(self) -> str:
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def reads_prompts(self) -> bool:
+        return self.window_tokens > 0
 
     @property
     def token_limit(self) -> int:
@@ -184,23 +191,18 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     folder = find_folder(source)
     index, components, weights = read_json(folder / INDEX), components_of(folder), weight_files(folder)
     own = read_json(folder / DEFAULTS) if (folder / DEFAULTS).is_file() else {}
-    is_upscaler = index["_class_name"] == UPSCALER
-    unet_config = read_json(folder / "unet" / "config.json")
-    if is_upscaler:
-        tasks = _tasks_of_upscaler(unet_config, source)
-    else:
-        tasks = _tasks_of(unet_config, own.pop("text_to_image", None), source)
+    tasks = _tasks(index["_class_name"], folder, own, source)
     networks = {
         component: _load_network(class_name, folder / component, weights[component], placement)
         for component, class_name in components.items()
     }
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-    denoiser = Denoiser(networks["unet"])
-    autoencoder = Autoencoder(networks["vae"], _UPSCALER_SCALING if is_upscaler else None)
-    upscaling = _load_upscaling(folder, denoiser, autoencoder) if is_upscaler else None
+    denoiser, autoencoder, upscaling = _wrap(index["_class_name"], networks, folder)
     reads_prompts = "text_encoder" in networks
     most_windows = _most_windows(own)
     conditioner = _load_conditioner(folder, networks, most_windows) if reads_prompts else NoText(denoiser.device)
+    if not reads_prompts:
+        own = {"guidance_scale": 1.0} | own  # there is nothing to be guided by
     defaults = _read_defaults(own, index, denoiser.sample_size * autoencoder.factor)
     _refuse_clip_skip(defaults, conditioner)
     return Checkpoint(
@@ -216,9 +218,20 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
         size_bytes=sum(_size_bytes(network) for network in networks.values()),
         tasks=tasks,
         upscaling=upscaling,
-        max_size=_UPSCALER_SIDE if is_upscaler else Checkpoint.max_size,
+        max_size=_UPSCALER_SIDE if upscaling else Checkpoint.max_size,
         zeroes_absent_negative=denoiser.is_sdxl and bool(index.get("force_zeros_for_empty_prompt")),
     )
+
+
+def _tasks(pipeline: str, folder: Path, own: dict[str, Any], source: str) -> tuple[str, ...]:
+    """What its networks can do. Takes what `denoised.json` says of that out of `own`."""
+    unet_config = read_json(folder / "unet" / "config.json")
+    if pipeline == SUPER_RESOLUTION:
+        refuse_other_networks(unet_config, read_json(folder / "vqvae" / "config.json"), source)
+        return ("upscale",)
+    if pipeline == UPSCALER:
+        return _tasks_of_upscaler(unet_config, source)
+    return _tasks_of(unet_config, own.pop("text_to_image", None), source)
 
 
 def _tasks_of(unet_config: Mapping[str, Any], convention: object, source: str) -> tuple[str, ...]:
@@ -252,8 +265,27 @@ def _tasks_of_upscaler(unet_config: Mapping[str, Any], source: str) -> tuple[str
     return ("upscale",)
 
 
-def _load_upscaling(folder: Path, denoiser: Denoiser, autoencoder: Autoencoder) -> Upscaling:
-    """Signal and noise of the noise levels, by the checkpoint's second scheduler."""
+def _wrap(pipeline: str, networks: Mapping[str, Any], folder: Path) -> tuple[Denoiser, Autoencoder, Upscaling | None]:
+    """What the engine calls instead of the networks themselves."""
+    denoiser: Denoiser
+    autoencoder: Autoencoder
+    if pipeline == SUPER_RESOLUTION:
+        denoiser, autoencoder = SuperResolutionDenoiser(networks["unet"]), QuantizingAutoencoder(networks["vqvae"])
+        return denoiser, autoencoder, _upscaling(denoiser, autoencoder, scales=None)
+    denoiser = Denoiser(networks["unet"])
+    if pipeline == UPSCALER:
+        autoencoder = Autoencoder(networks["vae"], _UPSCALER_SCALING)
+        return denoiser, autoencoder, _upscaling(denoiser, autoencoder, _load_scales(folder, denoiser))
+    return denoiser, Autoencoder(networks["vae"]), None
+
+
+def _upscaling(denoiser: Denoiser, autoencoder: Autoencoder, scales: Tensor | None) -> Upscaling:
+    side = denoiser.sample_size
+    return Upscaling(autoencoder.factor, scales, side, overlap=min(16, side // 4))
+
+
+def _load_scales(folder: Path, denoiser: Denoiser) -> Tensor:
+    """Signal and noise of the noise levels, (levels, 2), by the checkpoint's second scheduler."""
     from diffusers import DDPMScheduler
 
     config = read_json(folder / LOW_RES_SCHEDULER / "scheduler_config.json")
@@ -261,9 +293,7 @@ def _load_upscaling(folder: Path, denoiser: Denoiser, autoencoder: Autoencoder) 
     assert denoiser.max_noise_level is not None, "An upscaler without noise levels was let in. This is a bug."
     told = read_json(folder / INDEX).get("max_noise_level", denoiser.max_noise_level)
     alphas = alphas[: min(int(told), denoiser.max_noise_level) + 1]
-    scales = torch.stack([alphas.sqrt(), (1 - alphas).sqrt()], dim=1)
-    side = denoiser.sample_size
-    return Upscaling(autoencoder.factor, scales, side, overlap=min(16, side // 4))
+    return torch.stack([alphas.sqrt(), (1 - alphas).sqrt()], dim=1)
 
 
 def _load_network(class_name: str, folder: Path, files: list[Path], placement: Placement) -> Any:

@@ -41,10 +41,13 @@ PIPELINES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             _SDXL,
         ),
         "StableDiffusionUpscalePipeline": _SD,
+        "LDMSuperResolutionPipeline": {"unet": "UNet2DModel", "vqvae": "VQModel"},
     }
 )
 """Class in `model_index.json` of the checkpoints that are served -> its networks: folder -> class."""
+_NETWORKS = tuple(dict.fromkeys(name for networks in PIPELINES.values() for name in networks))
 UPSCALER = "StableDiffusionUpscalePipeline"
+SUPER_RESOLUTION = "LDMSuperResolutionPipeline"
 LOW_RES_SCHEDULER = "low_res_scheduler"
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 
@@ -94,14 +97,14 @@ def _fetch(source: str) -> Path:
 
 def files_to_fetch(names: Sequence[PurePosixPath]) -> list[PurePosixPath]:
     """Of the files of a repository in diffusers layout, those that `load_checkpoint` reads."""
-    folders = (*_SDXL, "scheduler", LOW_RES_SCHEDULER, *_TOKENIZERS)
+    folders = (*_NETWORKS, "scheduler", LOW_RES_SCHEDULER, *_TOKENIZERS)
     small = [
         name
         for name in names
         if str(name) in (INDEX, DEFAULTS)
         or (str(name.parent) in folders and (name.suffix == ".json" or str(name.parent) in _TOKENIZERS))
     ]
-    parts = ([name for name in names if str(name.parent) == component] for component in _SDXL)
+    parts = ([name for name in names if str(name.parent) == component] for component in _NETWORKS)
     return small + [name for part in parts for name in _one_precision(part)]
 
 

@@ -24,15 +24,17 @@ class Rows:
     """What one forward call is given; every row stands for itself.
 
     latents: (N, C, h, w) float32, already scaled by the step table. timesteps: (N,) float32, may be fractional.
-    context: (N, T, D). extras: for each row (E, h, w) float32, never scaled, or None for zeros; all zeros without it.
-    guidance_scales: (N,) float32, for a network that is told of it. pooled: (N, P) and time_ids: (N, 6), for SDXL.
-    noise_levels: (N,) int64, for an upscaler. loras, controls: those of each row; none without it.
+    context: (N, T, D). extras: for each row (E, h, w) float32, not scaled, or None for zeros; all zeros without it.
+    input_scales: (N,) float32, what the latents were scaled by; ones without it. guidance_scales: (N,) float32, for a
+    network that is told of it. pooled: (N, P) and time_ids: (N, 6), for SDXL. noise_levels: (N,) int64, for an
+    upscaler. loras, controls: those of each row; none without it.
     """
 
     latents: Tensor
     timesteps: Tensor
     context: Tensor
     extras: Sequence[Tensor | None] | None = None
+    input_scales: Tensor | None = None
     guidance_scales: Tensor | None = None
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
@@ -64,9 +66,10 @@ class Denoiser:
         """Input channels behind the latents (arXiv 2112.10752, section 3.3, conditioning by concatenation)."""
         self.sample_size: int = _square_side(config.sample_size)
         """Side of the latents it was trained on."""
-        self.guidance_width: int | None = config.time_cond_proj_dim
+        # Not every class of UNet has an entry for each of these.
+        self.guidance_width: int | None = config.get("time_cond_proj_dim")
         """Width of the embedding that tells it the guidance scale (arXiv 2310.04378); None: guidance is two rows."""
-        self.is_sdxl: bool = config.addition_embed_type == "text_time"
+        self.is_sdxl: bool = config.get("addition_embed_type") == "text_time"
         """It is told the sizes of the picture and the pooled prompt (arXiv 2307.01952, section 2.2)."""
         self.max_noise_level: int | None = config.num_class_embeds and config.num_class_embeds - 1
         """Largest noise level of a small picture that it can be told; None: it is told none."""
@@ -80,51 +83,50 @@ class Denoiser:
     @torch.inference_mode()
     def predict(self, rows: Rows) -> Tensor:
         """One forward call: the network's output (epsilon or v, as it was trained) as (N, C, h, w) float32."""
-        added = None
+        try:
+            self._loras.activate(rows.loras or (), self.device)
+            inputs = self._with_extras(rows).to(self.dtype)
+            output: Tensor = self.network(inputs, rows.timesteps, **self._told(rows), return_dict=False)[0]
+            return output.float()
+        finally:
+            self._loras.clear()
+
+    def _told(self, rows: Rows) -> dict[str, Any]:
+        """What the network is told beside latents and timesteps, by the names of its arguments."""
+        assert (rows.noise_levels is None) == (self.max_noise_level is None), "Noise levels. This is a bug."
+        context, guidance, added, steered = rows.context.to(self.dtype), None, None, None
         if self.is_sdxl:
             assert rows.pooled is not None, "SDXL wants pooled prompts. This is a bug."
             assert rows.time_ids is not None, "SDXL wants time ids. This is a bug."
             added = {"text_embeds": rows.pooled.to(self.dtype), "time_ids": rows.time_ids.to(self.dtype)}
-        assert (rows.noise_levels is None) == (self.max_noise_level is None), "Noise levels. This is a bug."
-        guidance = None
         if self.guidance_width is not None:
             assert rows.guidance_scales is not None, "This network is told the guidance scale. This is a bug."
             guidance = guidance_embedding(rows.guidance_scales, self.guidance_width).to(self.dtype)
-        try:
-            self._loras.activate(rows.loras or (), self.device)
-            return self._call(rows, guidance, added)
-        finally:
-            self._loras.clear()
-
-    def _call(self, rows: Rows, guidance: Tensor | None, added: dict[str, Tensor] | None) -> Tensor:
-        context, down, middle = rows.context.to(self.dtype), None, None
         if rows.controls:
             steered = residuals(rows.controls, rows.latents.to(self.dtype), rows.timesteps, context, added)
-            down, middle = steered or (None, None)
-        output: Tensor = self.network(
-            self._with_extras(rows).to(self.dtype),
-            rows.timesteps,
-            encoder_hidden_states=context,
-            timestep_cond=guidance,
-            class_labels=rows.noise_levels,
-            added_cond_kwargs=added,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
-            return_dict=False,
-        )[0]
-        return output.float()
+        down, middle = steered or (None, None)
+        return {
+            "encoder_hidden_states": context,
+            "timestep_cond": guidance,
+            "class_labels": rows.noise_levels,
+            "added_cond_kwargs": added,
+            "down_block_additional_residuals": down,
+            "mid_block_additional_residual": middle,
+        }
 
     def _with_extras(self, rows: Rows) -> Tensor:
         """(N, C, h, w) -> (N, C + E, h, w)."""
-        extras, latents = rows.extras or [None] * len(rows), rows.latents
         if not self.extra_channels:
-            assert all(own is None for own in extras), "This network takes latents only. This is a bug."
-            return latents
+            assert all(own is None for own in rows.extras or ()), "This network takes latents only. This is a bug."
+            return rows.latents
+        return torch.cat([rows.latents, self._extras(rows)], dim=1)
+
+    def _extras(self, rows: Rows) -> Tensor:
+        """(N, E, h, w)."""
         # Zeros go through the same convolution as anything else: a narrower one is another kernel, which may round
         # differently, and a picture would change when a neighbour with extra channels joins.
-        zeros = latents.new_zeros((self.extra_channels, *latents.shape[2:]))
-        stacked = torch.stack([zeros if own is None else own for own in extras])  # (N, E, h, w)
-        return torch.cat([latents, stacked], dim=1)
+        zeros = rows.latents.new_zeros((self.extra_channels, *rows.latents.shape[2:]))
+        return torch.stack([zeros if own is None else own for own in rows.extras or [None] * len(rows)])
 
 
 def guidance_embedding(guidance_scales: Tensor, width: int) -> Tensor:

@@ -99,8 +99,15 @@ def warnings_of(request: PictureRequest, checkpoint: Checkpoint) -> tuple[str, .
         for text, name in zip(prompts_of(request, checkpoint), ("prompt", "negative prompt"), strict=False)
     ]
     if request.negative_prompt and not _has_negative(request, checkpoint):
-        warnings.append(_UNREAD_FOR_MODEL if request.has_guidance else _UNREAD_WITHOUT_GUIDANCE)
+        warnings.append(_why_unread(request, checkpoint))
     return tuple(warning for warning in warnings if warning)
+
+
+def _why_unread(request: PictureRequest, checkpoint: Checkpoint) -> str | None:
+    """Of a negative prompt without a row."""
+    if not checkpoint.reads_prompts:
+        return checkpoint.conditioner.warn_of_cut(request.negative_prompt or "", "negative prompt")
+    return _UNREAD_FOR_MODEL if request.has_guidance else _UNREAD_WITHOUT_GUIDANCE
 
 
 def prepare(
@@ -109,7 +116,7 @@ def prepare(
     """The slots of a request; costs what its prompts and uploads cost to encode."""
     conditioning = _conditioning_of(request, checkpoint, inputs)
     if isinstance(request, UpscaleRequest):
-        conditioning = replace(conditioning, noise_level=request.noise_level)
+        conditioning = replace(conditioning, noise_level=_noise_level_of(request, checkpoint))
         tiling = _tiling_of(request, checkpoint)
         starts = _start_tiles(request, checkpoint, inputs, table, tiling)
         mosaics = {index: Mosaic(tiling, checkpoint.autoencoder.factor) for index in range(request.num_images)}
@@ -146,17 +153,28 @@ def _start_tiles(
     assert upscaling is not None, "A request to enlarge reached a model that cannot. This is a bug."
     assert inputs.has_uploads, "upscale came without its upload. This is a bug."
     images = inputs.images or tuple(inputs.image for _ in range(request.num_images) if inputs.image)
-    channels = checkpoint.denoiser.latent_channels
-    signal, noise = upscaling.scales[request.noise_level].tolist()
+    channels, level = checkpoint.denoiser.latent_channels, _noise_level_of(request, checkpoint)
     for index, image in enumerate(images):
-        seed, small = request.seed_of(index), small_picture(image, tiling.size)
-        for number, own in enumerate(start_tiles(table, small, (signal, noise), tiling, channels, seed)):
+        generator = torch.Generator("cpu").manual_seed(request.seed_of(index))
+        shown = small_picture(image, tiling.size)
+        if level is not None and upscaling.scales is not None:
+            signal, noise = upscaling.scales[level].tolist()
+            shown = signal * shown + noise * torch.randn(shown.shape, generator=generator)
+        for number, own in enumerate(start_tiles(table, shown, tiling, channels, generator)):
             yield index, number, *own
 
 
+def _noise_level_of(request: UpscaleRequest, checkpoint: Checkpoint) -> int | None:
+    """None for a network that is told none, whatever the request says."""
+    highest = checkpoint.max_noise_level
+    if highest is None:
+        return None
+    return min(checkpoint.defaults.noise_level if request.noise_level is None else request.noise_level, highest)
+
+
 def _has_negative(request: PictureRequest, checkpoint: Checkpoint) -> bool:
-    """Guidance takes a second row. A network that is told the guidance scale does without."""
-    return request.has_guidance and checkpoint.denoiser.guidance_width is None
+    """Guidance takes a second row. A network that is told the guidance scale, or that reads no prompt, does without."""
+    return request.has_guidance and checkpoint.reads_prompts and checkpoint.denoiser.guidance_width is None
 
 
 def _tiling_of(request: UpscaleRequest, checkpoint: Checkpoint) -> Tiling:

@@ -146,9 +146,9 @@ class UpscaleRequest(PictureRequest):
     height: int = Field(gt=0)
     image: str = Field(pattern=DIGEST)
     """Digest of the upload: an 8-bit RGB PNG in the store, already EXIF-rotated, of any size."""
-    noise_level: int = Field(ge=0)
+    noise_level: int | None = Field(None, ge=0)
     """Timestep of the model's own schedule to which the upload is noised (arXiv 2106.15282, section 4): more lets the
-    network invent more."""
+    network invent more. None: the model's default, and where the network is told none."""
 
 
 AnyRequest = TextToImageRequest | ImageToImageRequest | InpaintingRequest | UpscaleRequest

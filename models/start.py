@@ -106,21 +106,20 @@ def small_picture(image: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 def start_tiles(
-    table: StepTable, small: Tensor, scales: tuple[float, float], tiling: Tiling, channels: int, seed: int
+    table: StepTable, shown: Tensor, tiling: Tiling, channels: int, generator: torch.Generator
 ) -> list[tuple[Start, torch.Generator]]:
     """The start of each tile of a picture to enlarge, and the generator of its steps.
 
-    small: (3, h, w), the size of the tiling. scales: of signal and noise of its noise level. The noise of the whole
-    picture is drawn once and cut, so that what two tiles share begins alike; the first tile goes on with its generator.
+    shown: (3, h, w), the small picture as the network sees it, the size of the tiling. The noise of the whole picture
+    is drawn once and cut, so that what two tiles share begins alike; the first tile goes on with `generator`.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    noised = scales[0] * small + scales[1] * torch.randn(small.shape, generator=generator)
-    latents = torch.randn((channels, *small.shape[1:]), generator=generator) * table.initial_noise_scale
+    seed = generator.initial_seed()
+    latents = torch.randn((channels, *shown.shape[1:]), generator=generator) * table.initial_noise_scale
     started = []
     for number, box in enumerate(tiling.boxes):
         part = (slice(None), slice(box.top, box.bottom), slice(box.left, box.right))
         own = generator if number == 0 else torch.Generator("cpu").manual_seed((seed + number * _STRIDE) % 2**63)
-        started.append((Start(latents[part].contiguous(), extra=noised[part].contiguous()), own))
+        started.append((Start(latents[part].contiguous(), extra=shown[part].contiguous()), own))
     return started
 
 

@@ -78,6 +78,22 @@ async def test_a_bad_field_gets_its_code_and_leaves_nothing(redis_url, store, wo
     assert is_untouched(worker.client, store)
 
 
+async def test_a_model_without_noise_levels_is_told_none(redis_url, store, worker) -> None:
+    worker.publish(X4.model_copy(update={"name": "a4", "max_noise_level": None}))
+    async with serving(redis_url, store) as client:
+        job = (await client.post("/generate", json=body_of())).json()
+        again = (await client.post("/generate", json=job["request"])).json()
+        refused = await client.post("/generate", json=body_of() | {"model": "a4", "noise_level": 0})
+        (told,) = [model for model in (await client.get("/models")).json()["models"] if model["name"] == "a4"]
+    assert (job["request"]["model"], job["request"]["noise_level"]) == ("a4", None)
+    assert again["request"] == job["request"]
+    document = assert_problem(refused, "noise_level_out_of_range")
+    assert document.errors is not None
+    assert document.errors[0].pointer == "/noise_level"
+    assert "leave noise_level out" in document.detail
+    assert (told["limits"]["upscale_factor"], told["limits"]["max_noise_level"]) == (4, None)
+
+
 async def test_an_answer_that_would_be_too_large_is_refused(redis_url, store, worker) -> None:
     async with serving(redis_url, store) as client:
         document = assert_problem(await client.post("/generate", json=body_of(201, 10)), "size_invalid")

@@ -17,7 +17,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings, Prepared
 from models.errors import CheckpointRefused
-from models.prepare import Inputs
+from models.prepare import Inputs, rows_of
 from models.request import UpscaleRequest
 from models.samplers import SAMPLERS
 from models.start import small_picture, start_tiles
@@ -131,7 +131,8 @@ def test_a_picture_of_any_size_is_enlarged_four_times(checkpoint: Checkpoint, wi
 def test_tiles_begin_with_the_same_noise_where_they_overlap(checkpoint: Checkpoint) -> None:
     tiling = tile((70, 50), 32, 16, 2)
     table = checkpoint.tables.get("ddim", "default", 5, None)
-    starts = start_tiles(table, small_picture(picture(70, 50), tiling.size), (0.9, 0.4), tiling, 4, 3)
+    shown = small_picture(picture(70, 50), tiling.size)
+    starts = start_tiles(table, shown, tiling, 4, torch.Generator().manual_seed(3))
     assert len(starts) == len(tiling.boxes) > 4
     (left, _), (right, _) = starts[:2]
     shared = tiling.boxes[0].right - tiling.boxes[1].left
@@ -155,6 +156,12 @@ def test_pictures_are_enlarged_beside_each_other_as_alone(checkpoint: Checkpoint
         assert difference(drawn.pictures[0], alone.pictures[0]) <= 1
 
 
+def test_without_a_noise_level_it_is_the_models_own(checkpoint: Checkpoint) -> None:
+    (silent,) = draw(checkpoint, (request_of(noise_level=None), picture()))
+    (told,) = draw(checkpoint, (request_of(noise_level=checkpoint.defaults.noise_level), picture()))
+    assert np.array_equal(silent.pictures[0], told.pictures[0])
+
+
 def test_its_catalogue_entry_names_factor_and_noise_levels(checkpoint: Checkpoint) -> None:
     entry = describe_model(checkpoint)
     assert entry.tasks == ("upscale",)
@@ -171,6 +178,8 @@ def test_an_upscaler_that_reads_no_prompt_says_so(tmp_path: Path) -> None:
     warnings: dict[str, tuple[str, ...]] = {}
     while not engine.is_idle:
         warnings |= {event.job_id: event.warnings for event in engine.step() if isinstance(event, Prepared)}
+    assert rows_of(request_of(guidance_scale=4.0), checkpoint) == 1, "there is nothing to be guided by"
+    assert checkpoint.defaults.guidance_scale == 1
     assert warnings == {"told": ("This model reads no prompt; it was not read.",), "silent": ()}
 
 

@@ -29,7 +29,7 @@ from models.request import (
     TextToImageRequest,
 )
 from tests.fleet import Fleet, freeze, thaw
-from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_controlnet, save_tiny_upscaler
+from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_controlnet, save_tiny_super_resolution, save_tiny_upscaler
 from workers.__main__ import main
 from workers.connection import connect
 from workers.contract import Submission
@@ -85,7 +85,8 @@ def make_requests() -> list[PictureRequest]:
         loras=(LoraChoice(name="ink", weight=0.7),),
         controls=(ControlChoice(name="edges", image=f"sha256:{DIGEST}", end=0.6),),
     )
-    return [*texts, adapted, image, inpainting, image.model_copy(update={"upscaler": "x4", "seed": 8})]
+    enlarged = [image.model_copy(update={"upscaler": name, "seed": 8}) for name in ("x4", "ldm")]
+    return [*texts, adapted, image, *enlarged, inpainting]
 
 
 def upload() -> Image.Image:
@@ -120,9 +121,10 @@ def draw_alone(request: PictureRequest, folder: Path) -> np.ndarray:
     """The picture of this request from an engine of its own: (H, W, 3) uint8."""
     if request.upscaler:
         first = draw_alone(request.model_copy(update={"upscaler": None}), folder)
-        x4 = load_checkpoint("x4", str(folder.parent / "x4"), choose_placement("cpu", "float32"))
+        name = request.upscaler
+        upscaler = load_checkpoint(name, str(folder.parent / name), choose_placement("cpu", "float32"))
         engine = Engine()
-        engine.admit("alone", enlarging(request, [first], x4), x4, Inputs(Image.fromarray(first)))
+        engine.admit("alone", enlarging(request, [first], upscaler), upscaler, Inputs(Image.fromarray(first)))
         return picture_of(engine)
     checkpoint = load_checkpoint("tiny", str(folder), choose_placement("cpu", "float32"))
     engine, beside = Engine(), folder.parent
@@ -155,9 +157,10 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
     save_lora(tmp_path / "loras")
     save_tiny_controlnet(checkpoint, tmp_path / "controlnets" / "edges")
     x4 = save_tiny_upscaler(tmp_path / "x4", reads_prompts=False)
+    ldm = save_tiny_super_resolution(tmp_path / "ldm")
     with Fleet(redis_url, redis_client, tmp_path) as fleet:
         environment = {
-            "DENOISED_MODELS": f"tiny={checkpoint},x4={x4}",
+            "DENOISED_MODELS": f"tiny={checkpoint},x4={x4},ldm={ldm}",
             "DENOISED_DEVICE": "cpu",
             "DENOISED_DTYPE": "float32",
         }
@@ -167,7 +170,7 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
             fleet.wait_ready(worker)
         entry = fleet.board.catalogue()["tiny"]
         assert entry.tasks == ("text-to-image", "image-to-image", "inpainting")
-        assert (entry.loras, entry.controlnets, entry.upscalers) == (("ink",), ("edges",), ("x4",))
+        assert (entry.loras, entry.controlnets, entry.upscalers) == (("ink",), ("edges",), ("ldm", "x4"))
         assert {"ddim", "dpmpp_2m"} <= {sampler.name for sampler in entry.samplers}
         ids = []
         for request in make_requests():
@@ -181,9 +184,9 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
         next(worker for worker in workers if fleet.name_of(worker) == holder).kill()
         fleet.wait_ended(ids)
         assert_each_ended_once_with_its_picture(fleet, ids, checkpoint, entry.digest)
-        outcome = fleet.view(ids[-2]).record.outcome
+        outcome = fleet.view(ids[-1]).record.outcome
         assert outcome is not None
-        inpainted = np.asarray(Image.open(io.BytesIO(fleet.store.get(ids[-2], outcome.pictures[0].file))))
+        inpainted = np.asarray(Image.open(io.BytesIO(fleet.store.get(ids[-1], outcome.pictures[0].file))))
         known, kept = np.asarray(upload()), np.asarray(mask()) == 0
         assert inpainted.shape == (known.shape[0], known.shape[1] + 6, 3)
         assert np.array_equal(inpainted[:, :-6][kept], known[kept]), "outside the mask nothing may change"

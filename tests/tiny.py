@@ -12,7 +12,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
@@ -109,6 +109,41 @@ def save_tiny_upscaler(folder: Path, *, reads_prompts: bool = True, seed: int = 
         max_noise_level=50,
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_super_resolution(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny x4 LDM super-resolution checkpoint of 32 x 32 pixels a tile, 64 codes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DModel(
+            sample_size=32,
+            in_channels=6,
+            out_channels=3,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=8,
+        ).eval()
+        vqvae = VQModel(
+            block_out_channels=(8, 8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=4,
+            num_vq_embeddings=64,
+            mid_block_add_attention=False,
+        ).eval()
+        with torch.no_grad():
+            out = unet(torch.randn(4, 6, 32, 32), torch.tensor([10.0, 300.0, 600.0, 900.0])).sample
+            unet.conv_out.weight.mul_(1.0 / out.std())
+            vqvae.quantize.embedding.weight.normal_()
+            picture = vqvae.decode(torch.randn(4, 3, 16, 16)).sample
+            vqvae.decoder.conv_out.weight.mul_(0.6 / picture.std())
+            vqvae.decoder.conv_out.bias.sub_(picture.mean() * 0.6 / picture.std())
+    schedule = SD1_SCHEDULER | {"beta_start": 0.0015, "beta_end": 0.0155}
+    scheduler = diffusers.DDIMScheduler.from_config(schedule)
+    diffusers.LDMSuperResolutionPipeline(vqvae, unet, scheduler).save_pretrained(folder)
     return folder
 
 

@@ -42,7 +42,7 @@ def describe_model(checkpoint: Checkpoint) -> ModelEntry:
     """The catalogue entry of a checkpoint, with the samplers that its scheduler's configuration allows."""
     samplers = tuple(entry for name in SAMPLERS if (entry := _describe_sampler(checkpoint, name)))
     offered = {entry.name for entry in samplers}
-    defaults = checkpoint.defaults
+    defaults, highest = checkpoint.defaults, checkpoint.max_noise_level
     return ModelEntry(
         name=checkpoint.name,
         tasks=checkpoint.tasks,
@@ -56,7 +56,7 @@ def describe_model(checkpoint: Checkpoint) -> ModelEntry:
             strength=defaults.strength,
             clip_skip=defaults.clip_skip,
             guidance_rescale=defaults.guidance_rescale,
-            noise_level=min(defaults.noise_level, checkpoint.max_noise_level or defaults.noise_level),
+            noise_level=None if highest is None else min(defaults.noise_level, highest),
         ),
         size_multiple=SIZE_MULTIPLE,
         min_size=checkpoint.min_size,
@@ -67,7 +67,7 @@ def describe_model(checkpoint: Checkpoint) -> ModelEntry:
         window_tokens=checkpoint.window_tokens,
         max_clip_skip=checkpoint.max_clip_skip,
         upscale_factor=checkpoint.upscale_factor,
-        max_noise_level=checkpoint.max_noise_level,
+        max_noise_level=highest,
         samplers=samplers,
         sampler_aliases={alias: pair for alias, pair in ALIASES.items() if pair[0] in offered},
         prediction_type=checkpoint.prediction_type,

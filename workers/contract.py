@@ -234,7 +234,8 @@ class ModelDefaults(Value):
     strength: float = 0.8
     clip_skip: int = 0
     guidance_rescale: float = 0.0
-    noise_level: int = 20
+    noise_level: int | None = 20
+    """None where the model knows none."""
 
 
 class ModelEntry(Value):
@@ -265,7 +266,7 @@ class ModelEntry(Value):
     upscale_factor: int | None = None
     """Of an upscaler: pixels of the answer per pixel of the upload, a side."""
     max_noise_level: int | None = None
-    """Of an upscaler."""
+    """Of an upscaler that is told how much noise is laid over the upload; None for any other model."""
     samplers: tuple[SamplerEntry, ...]
     sampler_aliases: dict[str, tuple[str, str]] = {}
     """Alias -> (sampler, noise schedule)."""
@@ -319,7 +320,7 @@ class WorkerBeat(Value):
 
 def predict_cost(request: GenerationRequest, entry: ModelEntry) -> float:
     """Cost of a request in row-steps at the model's default size: what ETAs and Retry-After count with."""
-    rows = 2 if request.has_guidance else 1
+    rows = 2 if request.has_guidance and entry.window_tokens else 1
     share = getattr(request, "strength", 1.0)
     calls = next((sampler.order for sampler in entry.samplers if sampler.name == request.sampler), 1)
     pixels = request.width * request.height / (entry.defaults.width * entry.defaults.height)

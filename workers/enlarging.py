@@ -19,7 +19,7 @@ def enlarging(request: PictureRequest, pictures: Sequence[np.ndarray], upscaler:
     factor, defaults = upscaler.upscale_factor, upscaler.defaults
     assert factor is not None, "A model that cannot enlarge was asked to. This is a bug."
     height, width = pictures[0].shape[:2]
-    reads_prompts = upscaler.window_tokens > 0
+    reads_prompts, highest = upscaler.window_tokens > 0, upscaler.max_noise_level
     return UpscaleRequest(
         model=upscaler.name,
         prompt=request.prompt if reads_prompts else "",
@@ -35,5 +35,5 @@ def enlarging(request: PictureRequest, pictures: Sequence[np.ndarray], upscaler:
         seed=request.seed,
         num_images=len(pictures),
         image=f"sha256:{hashlib.sha256(pictures[0].tobytes()).hexdigest()}",
-        noise_level=min(defaults.noise_level, upscaler.max_noise_level or 0),
+        noise_level=None if highest is None else min(defaults.noise_level, highest),
     )

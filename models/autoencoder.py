@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.tiles import shares_of, tile
+from models.device import is_out_of_memory, release_cached_memory
+from models.region import Box
+from models.tiles import Shares, tile
 
 WHOLE_UP_TO = 128 * 128
 """Positions of latents: 1024 x 1024 pixels at f = 8, the size that SDXL is made for."""
@@ -54,7 +56,8 @@ class Autoencoder:
     def encode(self, image: Image.Image, width: int, height: int, hole: NDArray[np.bool_] | None = None) -> Posterior:
         """Posterior of `image` (RGB), resized to `width` x `height` pixels (Lanczos) when it has another size.
 
-        hole: (height, width), True where the autoencoder shall see nothing, that is the middle of its range.
+        hole: (height, width), True where the autoencoder shall see nothing, that is the middle of its range. What has
+        more than WHOLE_UP_TO positions is encoded in tiles, in smaller and smaller ones when memory does not suffice.
         """
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -63,9 +66,46 @@ class Autoencoder:
         if hole is not None:
             centred = centred * torch.from_numpy(~hole)[..., None]
         batch = centred.permute(2, 0, 1)[None].to(self._vae.device)  # (1, 3, H, W)
-        distribution = self._in_safe_precision(lambda dtype: self._vae.encode(batch.to(dtype)).latent_dist)
-        mean, std = distribution.mean[0].float().cpu(), distribution.std[0].float().cpu()
+        mean, std = self._encode_as_fits(batch)
         return Posterior(mean, std, self._scaling_factor)
+
+    def _encode_as_fits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, (C, h, w) each."""
+        limit: int | None = None
+        shape = 1, pixels.shape[-2] // self.factor, pixels.shape[-1] // self.factor
+        while True:
+            try:
+                return self._encode(pixels, limit or WHOLE_UP_TO)
+            except RuntimeError as error:
+                limit = self.smaller_tiles(shape, limit)
+                if not is_out_of_memory(error) or limit is None:
+                    raise
+            # Not inside the except clause: there the failed call's own memory would still be held.
+            release_cached_memory(self._vae.device)
+
+    def _encode(self, pixels: Tensor, whole_up_to: int) -> tuple[Tensor, Tensor]:
+        """(1, 3, H, W) to (C, h, w) twice: as a whole, or in tiles that fade into each other; no call is larger."""
+        height, width = (side // self.factor for side in pixels.shape[2:])
+        if height * width <= whole_up_to:
+            return self._encode_whole(pixels)
+        tiling = tile((width, height), math.isqrt(whole_up_to), TILE_OVERLAP, 1)
+        shares = Shares(tiling, 1)
+        mean, std = torch.zeros(2, self.latent_channels, height, width)
+        for number, box in enumerate(tiling.boxes):
+            share = torch.from_numpy(shares.of(number))
+            rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
+            for total, own in zip((mean, std), self._encode_whole(self._pixels_of(box, pixels)), strict=True):
+                total[:, rows, columns] += share * own
+        return mean, std
+
+    def _encode_whole(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        distribution = self._in_safe_precision(lambda dtype: self._vae.encode(pixels.to(dtype)).latent_dist)
+        return distribution.mean[0].float().cpu(), distribution.std[0].float().cpu()
+
+    def _pixels_of(self, box: Box, pixels: Tensor) -> Tensor:
+        """The part (N, 3, H, W) of `pixels` that lies under positions of latents."""
+        factor = self.factor
+        return pixels[:, :, factor * box.top : factor * box.bottom, factor * box.left : factor * box.right]
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, whole_up_to: int | None = None) -> list[np.ndarray | None]:
@@ -80,8 +120,8 @@ class Autoencoder:
         return [array if good else None for array, good in zip(arrays, finite, strict=True)]
 
     def smaller_tiles(self, shape: tuple[int, ...], whole_up_to: int | None) -> int | None:
-        """What to give `decode` after memory did not suffice for latents of `shape` (C, h, w): tiles of half the size;
-        None where they would get too small to be worth it."""
+        """Positions to take at once after memory did not suffice for latents of `shape` (C, h, w): half as many; None
+        where tiles would get too small to be worth it."""
         limit = min(shape[-1] * shape[-2], whole_up_to or WHOLE_UP_TO) // 2
         return limit if limit >= SMALLEST_TILE**2 else None
 
@@ -92,19 +132,10 @@ class Autoencoder:
         if height * width <= whole_up_to:
             return self._decode_whole(latents)
         tiling = tile((width, height), math.isqrt(whole_up_to), TILE_OVERLAP, 1)
-        size = self.factor * width, self.factor * height
-        across = shares_of(tiling.columns, size[0], self.factor, TILE_OVERLAP)
-        down = shares_of(tiling.rows, size[1], self.factor, TILE_OVERLAP)
-        pixels = torch.zeros(len(latents), 3, size[1], size[0])
+        shares = Shares(tiling, self.factor)
+        pixels = torch.zeros(len(latents), 3, self.factor * height, self.factor * width)
         for number, box in enumerate(tiling.boxes):
-            row, column = divmod(number, len(across))
-            share = torch.from_numpy(down[row][:, None] * across[column][None])  # (H, W) of the tile
-            there = pixels[
-                :,
-                :,
-                self.factor * box.top : self.factor * box.bottom,
-                self.factor * box.left : self.factor * box.right,
-            ]
+            share, there = torch.from_numpy(shares.of(number)), self._pixels_of(box, pixels)
             for index, picture in enumerate(latents[:, :, box.top : box.bottom, box.left : box.right]):
                 there[index] += share * self._decode_whole(picture[None])[0].cpu()
         return pixels

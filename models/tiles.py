@@ -52,6 +52,21 @@ def _spans(length: int, side: int, overlap: int) -> tuple[Span, ...]:
     return tuple((start, start + side) for start in starts)
 
 
+class Shares:
+    """How much each tile counts at each of its pixels, `factor` times as many a side as the tiling has; at each pixel
+    the shares of all tiles sum to one."""
+
+    def __init__(self, tiling: Tiling, factor: int) -> None:
+        width, height = (factor * pixels for pixels in tiling.size)
+        self._across = shares_of(tiling.columns, width, factor, tiling.overlap)
+        self._down = shares_of(tiling.rows, height, factor, tiling.overlap)
+
+    def of(self, number: int) -> NDArray[np.float32]:
+        """(h, w) of the tile `number`."""
+        row, column = divmod(number, len(self._across))
+        return np.asarray(self._down[row][:, None] * self._across[column][None])
+
+
 class Mosaic:
     """The enlarged picture while its tiles come in, in any order.
 
@@ -64,8 +79,7 @@ class Mosaic:
         self._factor = factor
         self._missing = set(range(len(self._boxes)))
         width, height = (factor * pixels for pixels in tiling.size)
-        self._across = shares_of(tiling.columns, width, factor, tiling.overlap)
-        self._down = shares_of(tiling.rows, height, factor, tiling.overlap)
+        self._shares = Shares(tiling, factor)
         self._sum = np.zeros((height, width, 3), np.uint16)
         """Levels times _SCALE."""
 
@@ -77,8 +91,7 @@ class Mosaic:
         """The enlarged tile `number`, (h, w, 3)."""
         self._missing.remove(number)
         box, factor = self._boxes[number], self._factor
-        row, column = divmod(number, len(self._across))
-        shares = (self._down[row][:, None] * self._across[column][None])[..., None]
+        shares = self._shares.of(number)[..., None]
         there = self._sum[factor * box.top : factor * box.bottom, factor * box.left : factor * box.right]
         there += np.rint(_SCALE * shares * pixels).astype(np.uint16)
 

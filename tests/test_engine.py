@@ -659,3 +659,46 @@ def test_a_picture_whose_decode_does_not_fit_alone_is_decoded_in_tiles(checkpoin
     autoencoder.positions = []
     assert autoencoder.decode(torch.zeros(1, 4, 48, 64))[0] is not None
     assert autoencoder.positions == [64 * 48], "a spike of one picture is not held against the next"
+
+
+class RecordingEncoder(Autoencoder):
+    """The real one, which notes how many positions each call encodes, and fails above `room`."""
+
+    def __init__(self, real: Autoencoder, room: int = 10**9) -> None:
+        super().__init__(real._vae)
+        self.room = room
+        self.positions: list[int] = []
+
+    def _encode_whole(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        positions = pixels.shape[-1] * pixels.shape[-2] // self.factor**2
+        if positions > self.room:
+            raise torch.OutOfMemoryError("no room")
+        self.positions.append(positions)
+        return super()._encode_whole(pixels)
+
+
+def test_an_upload_that_does_not_fit_is_encoded_in_tiles_without_seams(checkpoint: Checkpoint) -> None:
+    upload = make_upload(3, 8 * 70, 8 * 60)
+    whole = checkpoint.autoencoder.encode(upload, 8 * 70, 8 * 60)
+    autoencoder = RecordingEncoder(checkpoint.autoencoder, room=40 * 40)
+    tiled = autoencoder.encode(upload, 8 * 70, 8 * 60)
+    assert max(autoencoder.positions) <= 40 * 40
+    assert len(autoencoder.positions) >= 4
+    assert tiled.mean.shape == tiled.std.shape == whole.mean.shape
+    # The encoder's norms average over what they see: a tile differs in tone, most with weights that never learned.
+    assert (tiled.mean - whole.mean).abs().mean() < 0.5 * whole.mean.std()
+    for axis in (1, 2):
+        jumps = (tiled.mean - whole.mean).diff(dim=axis).abs().amax()
+        assert jumps < 0.5 * whole.mean.diff(dim=axis).abs().amax(), "a seam would be a jump"
+    assert (tiled.std / whole.std).log().abs().mean() < 0.5
+
+
+def test_an_upload_for_which_there_is_no_memory_at_all_fails_its_job_alone(checkpoint: Checkpoint) -> None:
+    small = dataclasses.replace(checkpoint, autoencoder=RecordingEncoder(checkpoint.autoencoder, room=0))
+    engine = Engine()
+    engine.admit("none", make_request(strength=0.5), small, Inputs(make_upload(1, 64, 64)))
+    engine.admit("fine", make_request(), checkpoint)
+    events = run_to_end(engine)
+    (broken,) = (event for event in events if isinstance(event, Broken))
+    assert (broken.job_id, broken.error.code) == ("none", "out_of_memory")
+    assert set(drawn(events)) == {"fine"}

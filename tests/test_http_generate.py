@@ -333,7 +333,7 @@ async def test_without_a_catalogue_there_is_nothing_to_check_against(redis_url, 
         models = await client.get("/models")
     assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
     assert int(answer.headers["retry-after"]) >= 1
-    assert models.json() == {"models": []}
+    assert models.json() == {"models": [], "faults": []}
     assert is_untouched(redis_client, store)
 
 

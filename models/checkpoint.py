@@ -1,12 +1,11 @@
 """Loaded weights of one model, and how they get here.
 
 Owns loading and refusing a checkpoint of the SD 1.x, SD 2.x, SDXL, LCM or LDM super-resolution class, its defaults and
-what it declares of itself; `checkpoint_files` finds the files. Knows nothing of requests, slots or memory budgets.
+what it declares of itself; `weights` finds and reads the networks. Knows nothing of requests, slots or memory budgets.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,7 @@ from models.checkpoint_files import (
     LOW_RES_SCHEDULER,
     SUPER_RESOLUTION,
     UPSCALER,
-    components_of,
-    find_folder,
     read_json,
-    weight_files,
 )
 from models.conditioning import MOST_WINDOWS, NoText, TextConditioner
 from models.denoiser import Denoiser
@@ -36,6 +32,7 @@ from models.request import SIZE_MULTIPLE
 from models.super_resolution import QuantizingAutoencoder, SuperResolutionDenoiser, refuse_other_networks
 from models.table_cache import StepTables
 from models.text_encoder import TextEncoder
+from models.weights import Weights, find_weights
 
 _ALL = ("text-to-image", "image-to-image", "inpainting")
 _LATENT_CHANNELS = 4
@@ -119,7 +116,7 @@ class Checkpoint:
     defaults: Defaults
     placement: Placement
     digest: str
-    """SHA-256 over the weight files, in the order of their names."""
+    """SHA-256 over the weights on disk."""
     size_bytes: int
     """Of the weights in memory."""
     tasks: tuple[str, ...]
@@ -183,19 +180,21 @@ class Checkpoint:
 
 
 def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
-    """Load the model at `source`, a directory in diffusers layout or a hub id.
+    """Load the model at `source`: a directory in diffusers layout, a single safetensors file, or a hub id.
 
     Raises CheckpointMissing when there is none, CheckpointRefused when it is of a kind that is not served; both name
     the file or the component.
     """
-    folder = find_folder(source)
-    index, components, weights = read_json(folder / INDEX), components_of(folder), weight_files(folder)
+    return load_weights(name, find_weights(source), placement)
+
+
+def load_weights(name: str, weights: Weights, placement: Placement) -> Checkpoint:
+    """The same for weights that were found before."""
+    folder, components = weights.folder, weights.components
+    index = read_json(folder / INDEX)
     own = read_json(folder / DEFAULTS) if (folder / DEFAULTS).is_file() else {}
-    tasks = _tasks(index["_class_name"], folder, own, source)
-    networks = {
-        component: _load_network(class_name, folder / component, weights[component], placement)
-        for component, class_name in components.items()
-    }
+    tasks = _tasks(index["_class_name"], folder, own, name)
+    networks = {component: weights.load(component, placement) for component in components}
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     denoiser, autoencoder, upscaling = _wrap(index["_class_name"], networks, folder)
     reads_prompts = "text_encoder" in networks
@@ -214,7 +213,7 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
         scheduler_config=scheduler_config,
         defaults=defaults,
         placement=placement,
-        digest=_digest(folder, [file for files in weights.values() for file in files]),
+        digest=weights.digest(),
         size_bytes=sum(_size_bytes(network) for network in networks.values()),
         tasks=tasks,
         upscaling=upscaling,
@@ -223,42 +222,42 @@ def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:
     )
 
 
-def _tasks(pipeline: str, folder: Path, own: dict[str, Any], source: str) -> tuple[str, ...]:
+def _tasks(pipeline: str, folder: Path, own: dict[str, Any], name: str) -> tuple[str, ...]:
     """What its networks can do. Takes what `denoised.json` says of that out of `own`."""
     unet_config = read_json(folder / "unet" / "config.json")
     if pipeline == SUPER_RESOLUTION:
-        refuse_other_networks(unet_config, read_json(folder / "vqvae" / "config.json"), source)
+        refuse_other_networks(unet_config, read_json(folder / "vqvae" / "config.json"), name)
         return ("upscale",)
     if pipeline == UPSCALER:
-        return _tasks_of_upscaler(unet_config, source)
-    return _tasks_of(unet_config, own.pop("text_to_image", None), source)
+        return _tasks_of_upscaler(unet_config, name)
+    return _tasks_of(unet_config, own.pop("text_to_image", None), name)
 
 
-def _tasks_of(unet_config: Mapping[str, Any], convention: object, source: str) -> tuple[str, ...]:
+def _tasks_of(unet_config: Mapping[str, Any], convention: object, name: str) -> tuple[str, ...]:
     """What this UNet can do; `convention` is what the checkpoint declares as `text_to_image`. Refuses other UNets."""
     channels, out_channels = unet_config.get("in_channels", 4), unet_config.get("out_channels", 4)
     if channels not in (_LATENT_CHANNELS, _INPAINTING_CHANNELS) or out_channels != _LATENT_CHANNELS:
         raise CheckpointRefused(
-            f"The UNet of {source!r} has {channels} input and {out_channels} output channels; networks with 4 and 4 are"
+            f"The UNet of {name!r} has {channels} input and {out_channels} output channels; networks with 4 and 4 are"
             " served, and inpainting networks with 9 and 4."
         )
     if unet_config.get("num_class_embeds"):
-        raise CheckpointRefused(f"The UNet of {source!r} is told a class, and no request can name one.")
+        raise CheckpointRefused(f"The UNet of {name!r} is told a class, and no request can name one.")
     if convention not in (None, _ZERO_CHANNELS):
         raise CheckpointRefused(f"{DEFAULTS} says text_to_image is {convention!r}; only {_ZERO_CHANNELS!r} is known.")
     if channels == _LATENT_CHANNELS and convention is not None:
         raise CheckpointRefused(
-            f"{DEFAULTS} says text_to_image is {convention!r}, but the UNet of {source!r} has 4 input channels:"
+            f"{DEFAULTS} says text_to_image is {convention!r}, but the UNet of {name!r} has 4 input channels:"
             " there is none to leave zero. Remove the line."
         )
     return ("inpainting",) if channels == _INPAINTING_CHANNELS and convention is None else _ALL
 
 
-def _tasks_of_upscaler(unet_config: Mapping[str, Any], source: str) -> tuple[str, ...]:
+def _tasks_of_upscaler(unet_config: Mapping[str, Any], name: str) -> tuple[str, ...]:
     channels, out_channels = unet_config.get("in_channels", 4), unet_config.get("out_channels", 4)
     if (channels, out_channels) != (_UPSCALER_CHANNELS, _LATENT_CHANNELS) or not unet_config.get("num_class_embeds"):
         raise CheckpointRefused(
-            f"The UNet of {source!r} has {channels} input and {out_channels} output channels and"
+            f"The UNet of {name!r} has {channels} input and {out_channels} output channels and"
             f" {unet_config.get('num_class_embeds') or 'no'} noise levels; upscalers with 7 and 4 channels and some"
             " levels are served."
         )
@@ -294,24 +293,6 @@ def _load_scales(folder: Path, denoiser: Denoiser) -> Tensor:
     told = read_json(folder / INDEX).get("max_noise_level", denoiser.max_noise_level)
     alphas = alphas[: min(int(told), denoiser.max_noise_level) + 1]
     return torch.stack([alphas.sqrt(), (1 - alphas).sqrt()], dim=1)
-
-
-def _load_network(class_name: str, folder: Path, files: list[Path], placement: Placement) -> Any:
-    import diffusers
-    import transformers
-
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-    options["variant"] = "fp16" if all(".fp16" in file.name for file in files) else None
-    if hasattr(transformers, class_name):
-        library, options["dtype"] = transformers, placement.dtype
-    else:
-        # The other way of loading needs a package of its own; it only lowers the peak of memory.
-        library, options["torch_dtype"], options["low_cpu_mem_usage"] = diffusers, placement.dtype, False
-    try:
-        network = getattr(library, class_name).from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointRefused(f"The {folder.name} cannot be loaded: {error}") from error
-    return network.requires_grad_(False).eval().to(placement.device)
 
 
 def _most_windows(own: dict[str, Any]) -> int:
@@ -382,12 +363,3 @@ def _refuse_clip_skip(defaults: Defaults, conditioner: TextConditioner | NoText)
 
 def _size_bytes(network: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-
-
-def _digest(folder: Path, files: list[Path]) -> str:
-    total = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            total.update(f"{file.relative_to(folder).as_posix()}\0".encode())
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()

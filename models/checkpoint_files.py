@@ -1,13 +1,14 @@
 """Where the files of a checkpoint lie, and which of them are read.
 
-Owns diffusers' directory layout, the hub's cache and downloads, and the rule that pickles are never read. Knows nothing
-of what is in the files.
+Owns diffusers' directory layout, the hub's cache and downloads, the headers of files, and the rule that pickles are
+never read. Knows nothing of what the weights are for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -50,8 +51,17 @@ UPSCALER = "StableDiffusionUpscalePipeline"
 SUPER_RESOLUTION = "LDMSuperResolutionPipeline"
 LOW_RES_SCHEDULER = "low_res_scheduler"
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 _File = TypeVar("_File", bound=PurePath)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself before its first tensor. shapes: key -> shape."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
 
 
 def find_folder(source: str) -> Path:
@@ -68,44 +78,85 @@ def find_folder(source: str) -> Path:
         return folder
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise CheckpointMissing(f"There is no directory {source!r}.")
-    return _find_in_cache(source) or _fetch(source)
+    return _find_in_cache(source) or _fetch(source, files_to_fetch)
+
+
+def find_configuration(repository: str) -> Path:
+    """The directory of `repository` with all but its weights: from the local cache, else from the hub.
+
+    Raises CheckpointMissing.
+    """
+    cached = _find_snapshot(repository)
+    if cached is not None and not missing_configuration(cached):
+        return cached
+    return _fetch(repository, configuration_files)
+
+
+def missing_configuration(folder: Path) -> list[str]:
+    """What a directory in diffusers layout lacks besides weights, by name. Raises CheckpointRefused for a pipeline
+    that is not served."""
+    if not (folder / INDEX).is_file():
+        return [INDEX]
+    components = components_of(folder)
+    files = ["scheduler/scheduler_config.json", *(f"{component}/config.json" for component in components)]
+    if read_json(folder / INDEX)["_class_name"] == UPSCALER:
+        files.append(f"{LOW_RES_SCHEDULER}/scheduler_config.json")
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in components if name.startswith("text_encoder")]
+    return [file for file in files if not (folder / file).is_file()] + [
+        f"{name}/" for name in tokenizers if not any((folder / name / file).is_file() for file in _VOCABULARIES)
+    ]
 
 
 def _find_in_cache(source: str) -> Path | None:
+    folder = _find_snapshot(source)
+    try:
+        if folder is not None:
+            weight_files(folder)
+    except (CheckpointError, OSError):
+        return None
+    return folder
+
+
+def _find_snapshot(repository: str) -> Path | None:
+    """Where the local cache has files of `repository`, an index among them."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(source, local_files_only=True))
-        weight_files(folder)
-    except (LocalEntryNotFoundError, HFValidationError, CheckpointError, OSError):
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
     return folder if (folder / INDEX).is_file() else None
 
 
-def _fetch(source: str) -> Path:
-    """Download what is loaded and nothing else: no pickles, no second precision, no single-file copy."""
+def _fetch(source: str, choose: Callable[[Sequence[PurePosixPath]], list[PurePosixPath]]) -> Path:
+    """Download what `choose` takes of the names of all files, and nothing else."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         names = [PurePosixPath(name) for name in HfApi().list_repo_files(source)]
-        return Path(snapshot_download(source, allow_patterns=[str(name) for name in files_to_fetch(names)]))
+        return Path(snapshot_download(source, allow_patterns=[str(name) for name in choose(names)]))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointMissing(f"The hub has no model {source!r} for us: {error}") from error
 
 
 def files_to_fetch(names: Sequence[PurePosixPath]) -> list[PurePosixPath]:
-    """Of the files of a repository in diffusers layout, those that `load_checkpoint` reads."""
+    """Of the files of a repository in diffusers layout, those that `load_checkpoint` reads: no pickles, no second
+    precision, no single-file copy."""
+    parts = ([name for name in names if str(name.parent) == component] for component in _NETWORKS)
+    return configuration_files(names) + [name for part in parts for name in _one_precision(part)]
+
+
+def configuration_files(names: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+    """Those of them that are no weights."""
     folders = (*_NETWORKS, "scheduler", LOW_RES_SCHEDULER, *_TOKENIZERS)
-    small = [
+    return [
         name
         for name in names
         if str(name) in (INDEX, DEFAULTS)
         or (str(name.parent) in folders and (name.suffix == ".json" or str(name.parent) in _TOKENIZERS))
     ]
-    parts = ([name for name in names if str(name.parent) == component] for component in _NETWORKS)
-    return small + [name for part in parts for name in _one_precision(part)]
 
 
 def weight_files(folder: Path) -> dict[str, list[Path]]:
@@ -146,6 +197,18 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointRefused(f"{file.parent.name}/{file.name} is not a JSON object.")
     return content
+
+
+def read_header(path: Path) -> Header:
+    """Reads no tensor. Raises CheckpointRefused for a file that is no safetensors file, or not the whole of one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 (no dict)
+            return Header(shapes, tensors.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointRefused(f"{path.name} cannot be read as a safetensors file: {error}") from error
 
 
 def _weights_of(folder: Path) -> list[Path]:

@@ -7,27 +7,25 @@ of queues: who is served next is the worker's decision.
 from __future__ import annotations
 
 import gc
-import math
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
-from models.checkpoint import Checkpoint, load_checkpoint
-from models.checkpoint_files import find_folder, weight_files
+from models.checkpoint import Checkpoint, load_weights
 from models.device import Placement, release_cached_memory
 from models.errors import CheckpointMissing, CheckpointRefused
+from models.weights import Weights, find_weights
 
 
 class Shelf:
     """Models by name, loaded when they are asked for; the longest unused one leaves when the budget is short."""
 
     def __init__(self, sources: Mapping[str, str], placement: Placement, budget_bytes: int | None = None) -> None:
-        """`sources`: name -> directory or hub id. `budget_bytes`: of weights together; None is no limit."""
+        """`sources`: name -> directory, file or hub id. `budget_bytes`: of weights together; None is no limit."""
         self._sources = dict(sources)
         self._placement = placement
         self._budget_bytes = budget_bytes
         self._loaded: OrderedDict[str, Checkpoint] = OrderedDict()
-        self._folders: dict[str, Path] = {}
+        self._found: dict[str, Weights] = {}
         """Where each source was found the first time, so that a model that left comes back as the same one."""
 
     def names(self) -> tuple[str, ...]:
@@ -37,13 +35,13 @@ class Shelf:
         """Have a model under this name, another one from now on if there was one. None of that name may be loaded."""
         assert name not in self._loaded, f"{name} is offered anew while it is loaded. This is a bug."
         self._sources[name] = source
-        self._folders.pop(name, None)
+        self._found.pop(name, None)
 
     def withdraw(self, name: str) -> None:
         """Have it no more. It may not be loaded."""
         assert name not in self._loaded, f"{name} is withdrawn while it is loaded. This is a bug."
         del self._sources[name]
-        self._folders.pop(name, None)
+        self._found.pop(name, None)
 
     def is_loaded(self, name: str) -> bool:
         return name in self._loaded
@@ -62,7 +60,7 @@ class Shelf:
         if name not in self._loaded:
             if not self._make_room(self._size_of(name), name, in_use):
                 return None
-            self._loaded[name] = load_checkpoint(name, str(self._folder(name)), self._placement)
+            self._loaded[name] = load_weights(name, self._weights(name), self._placement)
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
@@ -91,19 +89,11 @@ class Shelf:
             self.evict(loaded)
         return True
 
-    def _folder(self, name: str) -> Path:
-        if name not in self._folders:
-            self._folders[name] = find_folder(self._sources[name])
-        return self._folders[name]
+    def _weights(self, name: str) -> Weights:
+        if name not in self._found:
+            self._found[name] = find_weights(self._sources[name])
+        return self._found[name]
 
     def _size_of(self, name: str) -> int:
         """Bytes the weights will take in memory: their elements on disk, in the precision they are loaded with."""
-        from safetensors import safe_open
-
-        elements = 0
-        for files in weight_files(self._folder(name)).values():
-            for file in files:
-                with safe_open(file, framework="pt") as tensors:
-                    shapes = (tensors.get_slice(key).get_shape() for key in tensors.keys())  # noqa: SIM118 (no dict)
-                    elements += sum(math.prod(shape) for shape in shapes)
-        return elements * self._placement.dtype.itemsize
+        return self._weights(name).count_elements() * self._placement.dtype.itemsize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,15 +225,52 @@ def test_a_model_that_was_fine_stays_offered_when_it_cannot_be_loaded_again(benc
     assert bench.catalogue == {"fake", "second"}
 
 
+def _write(path: Path, text: str = "{}") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 def test_found_models_are_told_apart_by_every_file(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     assert found_models(folder) == {}
-    (folder / "one" / "unet").mkdir(parents=True)
-    (folder / "one" / "model_index.json").write_text("{}")
+    _write(folder / "one" / "model_index.json")
+    assert found_models(folder) == {}, "a folder that is still being filled"
+    _write(folder / "one" / "unet" / "weights.safetensors")
     first = found_models(folder)
-    (folder / "one" / "unet" / "weights.safetensors").write_text("more")
+    assert list(first) == ["one"]
+    _write(folder / "one" / "unet" / "weights.safetensors", "more")
     assert list(found_models(folder)) == ["one"]
     assert found_models(folder) != first
+
+
+def test_a_folder_of_pickles_is_found_so_that_it_can_be_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "one" / "model_index.json")
+    _write(tmp_path / "one" / "unet" / "diffusion_pytorch_model.bin")
+    assert list(found_models(tmp_path)) == ["one"]
+
+
+def test_single_files_are_found_and_change_with_their_configuration(tmp_path: Path) -> None:
+    _write(tmp_path / "dream.v2.safetensors", "weights")
+    _write(tmp_path / "dream.ckpt", "a pickle, never opened")
+    first = found_models(tmp_path)
+    assert {name: found.source for name, found in first.items()} == {"dream.v2": str(tmp_path / "dream.v2.safetensors")}
+
+    _write(tmp_path / "stable-diffusion-v1-5" / "model_index.json")
+    second = found_models(tmp_path)
+    assert list(second) == ["dream.v2"], "a folder without weights is no model"
+    assert second != first
+
+    _write(tmp_path / "dream.v2" / "model_index.json")
+    third = found_models(tmp_path)
+    assert list(third) == ["dream.v2"]
+    assert third != second
+
+
+def test_a_file_goes_before_a_folder_of_its_name(tmp_path: Path) -> None:
+    _write(tmp_path / "dream" / "model_index.json")
+    _write(tmp_path / "dream" / "unet" / "weights.safetensors")
+    _write(tmp_path / "dream.safetensors", "weights")
+    assert {found.source for found in found_models(tmp_path).values()} == {str(tmp_path / "dream.safetensors")}
 
 
 @pytest.fixture
@@ -246,8 +282,8 @@ def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator
 def test_a_running_worker_takes_up_a_model_and_lets_it_go(fleet: Fleet, tmp_path: Path) -> None:
     worker = fleet.start()
     folder = tmp_path / "models" / "second"
-    folder.mkdir(parents=True)
-    (folder / "model_index.json").write_text(json.dumps({}))
+    _write(folder / "model_index.json")
+    _write(folder / "unet" / "weights.safetensors")
     fleet.wait_for(lambda: "second" in fleet.beat_of(worker).models)
     assert set(fleet.board.catalogue()) == {"fake", "second"}
     submissions = [make_submission(seed=seed, model="second", steps=300) for seed in range(2)]

@@ -28,6 +28,15 @@ def test_models_are_pairs_with_commas_between(monkeypatch: pytest.MonkeyPatch) -
     assert WorkerSettings().models == {"sd15": "/weights/sd15", "hub": "some/model", "plain": "/weights/plain"}
 
 
+def test_a_single_file_without_a_name_is_named_without_its_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENOISED_MODELS", "/weights/sd_xl_base_1.0.safetensors,own=./dream.safetensors,/weights/v1.5")
+    assert WorkerSettings().models == {
+        "sd_xl_base_1.0": "/weights/sd_xl_base_1.0.safetensors",
+        "own": "./dream.safetensors",
+        "v1.5": "/weights/v1.5",
+    }
+
+
 @pytest.mark.parametrize("value", ["=x", "a=", "a=x,a=y"])
 def test_models_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("DENOISED_MODELS", value)
@@ -49,7 +58,15 @@ def test_an_address_that_is_no_redis_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize(
-    ("source", "is_local"), [("/nowhere", True), ("./here", True), ("plain", True), ("runwayml/sd", False)]
+    ("source", "is_local"),
+    [
+        ("/nowhere", True),
+        ("./here", True),
+        ("plain", True),
+        ("runwayml/sd", False),
+        ("/weights/dream.safetensors", True),
+        ("weights/dream.safetensors", True),
+    ],
 )
 def test_models_of_a_hub_may_be_there_later(source: str, is_local: bool) -> None:
     assert WorkerSettings(models={"a": source}).has_only_local_models is is_local

@@ -74,6 +74,32 @@ def save_tiny_sdxl_checkpoint(folder: Path, *, seed: int = 0, channels: int = 4)
     return folder
 
 
+def save_tiny_sd2_checkpoint(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny SD 2.x checkpoint that predicts velocity: linear projections, 23 layers of text, attention in the
+    VAE, as the real one has."""
+    save_tiny_checkpoint(folder, prediction_type="v_prediction", seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        unet = UNet2DConditionModel(
+            sample_size=SIDE // 8,
+            block_out_channels=(16, 32, 32),
+            layers_per_block=2,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=(2, 4, 4),
+            use_linear_projection=True,
+            norm_num_groups=8,
+        ).eval()
+        with torch.no_grad():
+            out = unet(torch.randn(4, 4, 8, 8), torch.tensor([10, 300, 600, 900]), torch.randn(4, CONTEXT, 32)).sample
+            unet.conv_out.weight.mul_(1.0 / out.std())
+        vae, text_encoder = _make_vae(has_attention=True), _make_text_encoder(512, CONTEXT, 23)
+    for network, name in ((unet, "unet"), (vae, "vae"), (text_encoder, "text_encoder")):
+        network.save_pretrained(folder / name, safe_serialization=True)
+    return folder
+
+
 def save_tiny_upscaler(folder: Path, *, reads_prompts: bool = True, seed: int = 0) -> Path:
     """Write a tiny x4 upscaler of 32 x 32 pixels a tile, 51 noise levels."""
     with torch.random.fork_rng(devices=[]):
@@ -255,7 +281,7 @@ def _make_unet(width: int, channels: int, time_cond_proj_dim: int | None, is_sdx
     return unet
 
 
-def _make_vae(levels: int = 4, scaling_factor: float = 0.18215) -> AutoencoderKL:
+def _make_vae(levels: int = 4, scaling_factor: float = 0.18215, has_attention: bool = False) -> AutoencoderKL:
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 16, 16)[:levels],
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -264,7 +290,7 @@ def _make_vae(levels: int = 4, scaling_factor: float = 0.18215) -> AutoencoderKL
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=SIDE,
-        mid_block_add_attention=False,
+        mid_block_add_attention=has_attention,
         scaling_factor=scaling_factor,
     ).eval()
     with torch.no_grad():

@@ -17,7 +17,8 @@ from redis.connection import parse_url
 
 from workers.contract import RETENTION_S
 
-_HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
+_WEIGHTS_SUFFIX = ".safetensors"
+_HUB_ID = re.compile(r"[^./~][^/]*/[^/]+(?<!\.safetensors)")
 
 BUNDLED_MODEL = "pictogram"
 """Name of the model in the box."""
@@ -47,13 +48,14 @@ class WorkerSettings(BaseSettings):
     models: Annotated[dict[str, str], NoDecode] = Field(
         {BUNDLED_MODEL: BUNDLED_SOURCE},
         description="Models this worker serves, as `name=source` pairs with commas between; a source is a directory "
-        "in diffusers layout or a hub id. The first one is loaded first. Default: the bundled model.",
+        "in diffusers layout, a single .safetensors file or a hub id. The first one is loaded first. Default: the "
+        "bundled model.",
     )
     models_dir: Path | None = Field(
         None,
-        description="Directory of more models, a folder in diffusers layout each, served under the name of the folder; "
-        "they may come, change and go while the worker runs. Give all workers the same ones. Default: the folder "
-        "`models` in the data directory.",
+        description="Directory of more models, a folder in diffusers layout or a .safetensors file each, served under "
+        "the name of the folder or file; they may come, change and go while the worker runs. Give all workers the same "
+        "ones. Default: the folder `models` in the data directory.",
     )
     loras: Path | None = Field(
         None,
@@ -138,14 +140,14 @@ class WorkerSettings(BaseSettings):
     @field_validator("models", mode="before")
     @classmethod
     def _parse_models(cls, value: Any) -> Any:
-        """`name=source,name2=source2`; a source alone is named after its last part."""
+        """`name=source,name2=source2`; a source alone is named after its last part, a file without its ending."""
         if not isinstance(value, str):
             return value
         parsed: dict[str, str] = {}
         for item in filter(None, (part.strip() for part in value.split(","))):
             name, equals, source = item.partition("=")
             if not equals:
-                name, source = Path(item).name, item
+                name, source = Path(item).name.removesuffix(_WEIGHTS_SUFFIX), item
             if not name or not source or name in parsed:
                 raise ValueError(f"{item!r} is not `name=source` with a name of its own")
             parsed[name] = source

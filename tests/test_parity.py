@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,26 +216,13 @@ def measure(folder: Path, requests: list[PictureRequest], pipelines: Pipelines) 
     return differences
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_every_sampler_draws_what_the_diffusers_pipeline_draws(prediction_type: str, tmp_path: Path) -> None:
-    folder = save_tiny_checkpoint(tmp_path / "tiny", prediction_type=prediction_type)
-    differences = measure(folder, make_requests(), make_pipelines(folder))
-    assert {sampler for _, sampler, _ in differences} == set(DIFFUSERS), "every sampler of the catalogue is compared"
-    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
-    assert not wrong
-
-
-def test_zero_terminal_snr_draws_what_the_pipelines_draw(tmp_path: Path) -> None:
-    folder = save_tiny_checkpoint(tmp_path / "tiny", prediction_type="v_prediction")
+def save_zero_snr_checkpoint(folder: Path) -> Path:
+    """Velocity, zero terminal SNR, trailing timesteps (arXiv 2305.08891)."""
+    save_tiny_checkpoint(folder, prediction_type="v_prediction")
     file = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text()) | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     file.write_text(json.dumps(config))
-    requests = [request for request in make_requests() if SAMPLERS[request.sampler].has_zero_terminal_snr]
-    assert {request.sampler for request in requests} >= {"ddim", "euler"}
-    assert any(request.guidance_rescale and request.has_guidance for request in requests)
-    differences = measure(folder, requests, make_pipelines(folder))
-    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
-    assert not wrong
+    return folder
 
 
 def make_shorter_requests() -> list[PictureRequest]:
@@ -242,60 +232,81 @@ def make_shorter_requests() -> list[PictureRequest]:
     ]
 
 
-def test_a_nine_channel_network_draws_what_its_four_channel_view_draws_in_diffusers(tmp_path: Path) -> None:
-    folder = save_tiny_inpainting_checkpoint(tmp_path / "tiny")
-    differences = measure(folder, make_shorter_requests(), make_pipelines_of_view(folder))
-    assert {sampler for _, sampler, _ in differences} == set(DIFFUSERS)
-    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
-    assert not wrong
+def make_zero_snr_requests() -> list[PictureRequest]:
+    return [request for request in make_requests() if SAMPLERS[request.sampler].has_zero_terminal_snr]
 
 
-def test_sdxl_draws_what_its_pipelines_draw(tmp_path: Path) -> None:
-    folder = save_tiny_sdxl_checkpoint(tmp_path / "tiny")
+def make_sdxl_requests() -> list[PictureRequest]:
     # diffusers skips layers for the prompt alone, we for the negative prompt, too: compared without one.
-    requests = [
+    return [
         request.model_copy(update={"clip_skip": int(request.negative_prompt is None and request.seed % 2)})
         for request in make_shorter_requests()
     ]
-    kinds = {(request.negative_prompt is None, request.has_guidance, request.clip_skip) for request in requests}
+
+
+def make_guided_requests() -> list[PictureRequest]:
+    return [request for request in make_shorter_requests() if request.sampler in ("lcm", "tcd", "euler", "ddim")]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network class: how its tiny checkpoint is made, with what it is compared, and what is asked of both."""
+
+    save: Callable[[Path], Path]
+    requests: Callable[[], list[PictureRequest]] = make_requests
+    pipelines: Callable[[Path], Pipelines] = make_pipelines
+
+    def measure(self, folder: Path) -> dict[tuple[str, str, str], int]:
+        self.save(folder)
+        return measure(folder, self.requests(), self.pipelines(folder))
+
+
+CASES = {
+    "SD, epsilon": Case(save_tiny_checkpoint),
+    "SD, v": Case(partial(save_tiny_checkpoint, prediction_type="v_prediction")),
+    "v, zero SNR": Case(save_zero_snr_checkpoint, make_zero_snr_requests),
+    "SD, 9 channels": Case(save_tiny_inpainting_checkpoint, make_shorter_requests, make_pipelines_of_view),
+    "SDXL": Case(save_tiny_sdxl_checkpoint, make_sdxl_requests, make_sdxl_pipelines),
+    "told the guidance": Case(save_tiny_guided_checkpoint, make_guided_requests),
+}
+
+
+@pytest.mark.parametrize("network", CASES)
+def test_every_task_and_sampler_draws_what_the_diffusers_pipeline_draws(network: str, tmp_path: Path) -> None:
+    differences = CASES[network].measure(tmp_path / "tiny")
+    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
+    assert not wrong
+
+
+def test_what_is_compared() -> None:
+    for network in ("SD, epsilon", "SD, v", "SD, 9 channels", "SDXL"):
+        asked = {(request.model_dump()["task"], request.sampler) for request in CASES[network].requests()}
+        assert asked == {(task, sampler) for task in DRAWN for sampler in DIFFUSERS}, "every one of the catalogue"
+    assert set(DIFFUSERS) == set(SAMPLERS)
+    zero_snr = make_zero_snr_requests()
+    assert {request.sampler for request in zero_snr} >= {"ddim", "euler"}
+    assert any(request.guidance_rescale and request.has_guidance for request in zero_snr)
+    kinds = {
+        (request.negative_prompt is None, request.has_guidance, request.clip_skip) for request in make_sdxl_requests()
+    }
     assert kinds >= {(True, True, 0), (True, True, 1), (False, True, 0)}
-    differences = measure(folder, requests, make_sdxl_pipelines(folder))
-    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
-    assert not wrong
-
-
-def test_a_network_that_is_told_the_guidance_scale_takes_one_row(tmp_path: Path) -> None:
-    folder = save_tiny_guided_checkpoint(tmp_path / "tiny")
-    chosen = ("lcm", "tcd", "euler", "ddim")
-    requests = [request for request in make_shorter_requests() if request.sampler in chosen]
-    differences = measure(folder, requests, make_pipelines(folder))
-    assert len(differences) == len(chosen) * len(DRAWN)
-    wrong = {key: worst for key, worst in differences.items() if worst > TOLERANCE}
-    assert not wrong
-
-
-def print_view() -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = save_tiny_inpainting_checkpoint(Path(temporary) / "tiny")
-        differences = measure(folder, make_shorter_requests(), make_pipelines_of_view(folder))
-    print("\nnine channels: largest difference in levels of 255\n")
-    print(", ".join(f"{task} {sampler} {worst}" for (task, sampler, _), worst in differences.items()))
-    print(f"\nmaximum {max(differences.values())}")
 
 
 def main() -> None:
-    for prediction_type in ("epsilon", "v_prediction"):
+    """Print the table of `docs/parity.md`."""
+    columns = {}
+    for network, case in CASES.items():
         with tempfile.TemporaryDirectory() as temporary:
-            folder = save_tiny_checkpoint(Path(temporary) / "tiny", prediction_type=prediction_type)
-            differences = measure(folder, make_requests(), make_pipelines(folder))
-        print(f"\n{prediction_type}: largest difference in levels of 255\n")
-        print(f"| sampler | noise schedule | {' | '.join(DRAWN)} |\n| --- | --- |{' --- |' * len(DRAWN)}")
-        for task, sampler, schedule in differences:
-            if task == DRAWN[0]:
-                row = (differences[name, sampler, schedule] for name in DRAWN)
-                print(f"| {sampler} | {schedule} | {' | '.join(map(str, row))} |")
-        print(f"\nmaximum {max(differences.values())}")
-    print_view()
+            columns[network] = case.measure(Path(temporary) / "tiny")
+    print(f"| sampler | noise schedule | {' | '.join(CASES)} |\n| --- | --- |{' --- |' * len(CASES)}")
+    for sampler, entry in SAMPLERS.items():
+        for schedule in entry.noise_schedules:
+            cells = [
+                " ".join(str(found.get((task, sampler, schedule), "")) for task in DRAWN).strip()
+                for found in columns.values()
+            ]
+            print(f"| {sampler} | {schedule} | {' | '.join(cells)} |")
+    print(f"\nmaximum {max(worst for found in columns.values() for worst in found.values())}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ never read. Knows nothing of what the weights are for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from types import MappingProxyType
@@ -50,6 +50,7 @@ _NETWORKS = tuple(dict.fromkeys(name for networks in PIPELINES.values() for name
 UPSCALER = "StableDiffusionUpscalePipeline"
 SUPER_RESOLUTION = "LDMSuperResolutionPipeline"
 LOW_RES_SCHEDULER = "low_res_scheduler"
+_SHARDS = f"{SUFFIX}.index.json"
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
@@ -132,12 +133,12 @@ def _find_snapshot(repository: str) -> Path | None:
 def _fetch(source: str, choose: Callable[[Sequence[PurePosixPath]], list[PurePosixPath]]) -> Path:
     """Download what `choose` takes of the names of all files, and nothing else."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         names = [PurePosixPath(name) for name in HfApi().list_repo_files(source)]
         return Path(snapshot_download(source, allow_patterns=[str(name) for name in choose(names)]))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:
+        # The boundary to a client whose transport has errors of its own: whatever it says, there is no such model here.
         raise CheckpointMissing(f"The hub has no model {source!r} for us: {error}") from error
 
 
@@ -165,7 +166,7 @@ def weight_files(folder: Path) -> dict[str, list[Path]]:
     Raises CheckpointRefused for a pipeline that is not served and where there are only pickles, CheckpointMissing where
     there is nothing.
     """
-    return {component: _weights_of(folder / component) for component in components_of(folder)}
+    return {component: weight_files_in(folder / component) for component in components_of(folder)}
 
 
 def components_of(folder: Path) -> Mapping[str, str]:
@@ -184,6 +185,13 @@ def components_of(folder: Path) -> Mapping[str, str]:
         if class_name != expected:
             raise CheckpointRefused(f"The {component} of {str(folder)!r} is a {class_name}; a {expected} is needed.")
     return networks
+
+
+def refuse_keys(sentence: str, keys: Collection[str]) -> None:
+    """Raises CheckpointRefused with the first few names, if there are any."""
+    if keys:
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise CheckpointRefused(f"{sentence} {', '.join(sorted(keys)[:3])}{more}.")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -211,10 +219,14 @@ def read_header(path: Path) -> Header:
         raise CheckpointRefused(f"{path.name} cannot be read as a safetensors file: {error}") from error
 
 
-def _weights_of(folder: Path) -> list[Path]:
+def weight_files_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise CheckpointMissing(f"The component folder {folder.name!r} is missing beside {INDEX}.")
-    found = _one_precision(sorted(folder.iterdir()))
+    files = sorted(folder.iterdir())
+    for file in files:
+        if file.name.endswith(_SHARDS):
+            _refuse_other_shards(file, {other.name for other in files})
+    found = _one_precision(files)
     if found:
         return found
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
@@ -224,6 +236,17 @@ def _weights_of(folder: Path) -> list[Path]:
             "Convert the checkpoint to safetensors (save_pretrained does) and give that directory."
         )
     raise CheckpointMissing(f"The component folder {folder.name!r} holds no {SUFFIX} file.")
+
+
+def _refuse_other_shards(index: Path, names: Collection[str]) -> None:
+    """What lists the parts of weights may name safetensors files beside it and nothing else: loaders open whatever it
+    names."""
+    shards = read_json(index).get("weight_map")
+    for shard in set(shards.values()) if isinstance(shards, dict) else {None}:
+        if not isinstance(shard, str) or shard not in names or not shard.endswith(SUFFIX):
+            raise CheckpointRefused(
+                f"{index.parent.name}/{index.name} names {str(shard)[:80]!r}; only {SUFFIX} files beside it are read."
+            )
 
 
 def _one_precision(files: Sequence[_File]) -> list[_File]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import Checkpoint
-from models.checkpoint_files import read_json
+from models.checkpoint_files import read_json, refuse_keys, weight_files_in
 from models.control import ControlNet
 from models.device import is_out_of_memory
 from models.errors import CheckpointError, ControlRefused, OutOfMemory
@@ -37,7 +37,7 @@ class ControlFiles:
 
     def _get(self, name: str, checkpoint: Checkpoint) -> ControlNet:
         folder = self._find(name)
-        stamp = max(file.stat().st_mtime_ns for file in folder.iterdir())
+        stamp = max(file.lstat().st_mtime_ns for file in folder.iterdir())
         key = checkpoint.digest, name, stamp
         return self._loaded.get(key, lambda: _load(folder, name, checkpoint))
 
@@ -58,14 +58,19 @@ def _load(folder: Path, name: str, checkpoint: Checkpoint) -> ControlNet:
     from diffusers import ControlNetModel
 
     try:
-        network = ControlNetModel.from_pretrained(
+        weight_files_in(folder)
+        network, info = ControlNetModel.from_pretrained(
             folder,
+            output_loading_info=True,
             torch_dtype=checkpoint.placement.dtype,
             use_safetensors=True,
             local_files_only=True,
             low_cpu_mem_usage=False,
         )
+        refuse_keys("Its weights lack", info["missing_keys"])
         return ControlNet(name, network.requires_grad_(False).eval().to(checkpoint.placement.device))
+    except CheckpointError as error:
+        raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(f"There is no memory left for the ControlNet {name!r}.") from error

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.control import ControlUse, residuals
+from models.errors import CheckpointRefused
 from models.lora import LoraUse, RowLoras
 
 
@@ -137,5 +138,7 @@ def guidance_embedding(guidance_scales: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
 
 
-def _square_side(sample_size: int | tuple[int, int] | list[int]) -> int:
+def _square_side(sample_size: int | tuple[int, int] | list[int] | None) -> int:
+    if sample_size is None:
+        raise CheckpointRefused("unet/config.json does not say sample_size, the side of the latents it was trained on.")
     return int(sample_size if isinstance(sample_size, int) else max(sample_size))

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.checkpoint_files import Header
+from models.checkpoint_files import Header, refuse_keys
 from models.errors import CheckpointRefused
 
 Convert = Callable[[dict[str, Tensor], Any], dict[str, Tensor]]
@@ -157,13 +157,6 @@ def recognise(header: Header, name: str) -> Anatomy:
     unknown = header.shapes.keys() - {key for part in anatomy.parts.values() for key in part.keys(header)}
     refuse_keys(f"{name} holds what nothing here reads:", [key for key in unknown if not _UNREAD.fullmatch(key)])
     return anatomy
-
-
-def refuse_keys(sentence: str, keys: list[str]) -> None:
-    """Raises CheckpointRefused with the first few names, if there are any."""
-    if keys:
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        raise CheckpointRefused(f"{sentence} {', '.join(sorted(keys)[:3])}{more}.")
 
 
 def _other_kind(header: Header) -> str | None:

@@ -25,10 +25,11 @@ from models.checkpoint_files import (
     missing_configuration,
     read_header,
     read_json,
+    refuse_keys,
 )
 from models.device import Placement
 from models.errors import CheckpointMissing, CheckpointRefused
-from models.original_layout import Anatomy, Convert, Part, recognise, refuse_keys
+from models.original_layout import Anatomy, Convert, Part, recognise
 
 _REPOSITORIES: Mapping[tuple[str, int], Mapping[str, str]] = MappingProxyType(
     {

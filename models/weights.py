@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from models.checkpoint_files import PICKLE_SUFFIXES, SUFFIX, components_of, find_folder, read_header, weight_files
+from models.checkpoint_files import (
+    PICKLE_SUFFIXES,
+    SUFFIX,
+    components_of,
+    find_folder,
+    read_header,
+    refuse_keys,
+    weight_files,
+)
 from models.device import Placement
 from models.errors import CheckpointMissing, CheckpointRefused
 from models.single_file import find_single_file
@@ -62,9 +70,12 @@ class WeightFolder:
             # The other way of loading needs a package of its own; it only lowers the peak of memory.
             library, options["torch_dtype"], options["low_cpu_mem_usage"] = diffusers, placement.dtype, False
         try:
-            network = getattr(library, class_name).from_pretrained(self.folder / component, **options)
+            network, info = getattr(library, class_name).from_pretrained(
+                self.folder / component, output_loading_info=True, **options
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointRefused(f"The {component} cannot be loaded: {error}") from error
+        refuse_keys(f"The {component} lacks", info["missing_keys"])  # they would be random
         return network.requires_grad_(False).eval().to(placement.device)
 
     def count_elements(self) -> int:

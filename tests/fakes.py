@@ -162,8 +162,8 @@ class FakeEngine:
 
 
 class FakeShelf:
-    """Models that load at once; at most `places` fit. `missing` is not there, nor is what is put into `broken`; for
-    `huge` the engine has no memory."""
+    """Models that load at once; at most `places` fit. `missing` is not there, nor is what is put into `broken`; `odd`
+    breaks; for `huge` the engine has no memory."""
 
     def __init__(self, names: tuple[str, ...] = ("fake",), places: int = 8) -> None:
         self._names = list(names)
@@ -196,6 +196,8 @@ class FakeShelf:
         self.tries[name] += 1
         if name in self.broken:
             raise CheckpointMissing("There is no model of this name.")
+        if name == "odd":
+            raise KeyError("what no loader foresaw")
         if name not in self._loaded and len(self._loaded) >= self._places:
             idle = [loaded for loaded in self._loaded if loaded not in in_use]
             if not idle:

@@ -128,6 +128,53 @@ def test_truncated_weights_are_refused_with_the_component(folder: Path) -> None:
         load_checkpoint("tiny", str(folder), CPU)
 
 
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(file).items() if not key.startswith("mid_block")}, file)
+    with pytest.raises(CheckpointRefused, match="The unet lacks mid_block"):
+        load_checkpoint("tiny", str(folder), CPU)
+
+
+def test_a_text_encoder_that_lacks_a_tensor_is_refused_by_its_name(folder: Path) -> None:
+    file = folder / "text_encoder" / "model.safetensors"
+    kept = {key: tensor for key, tensor in load_file(file).items() if "layers.0." not in key}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointRefused, match=r"The text_encoder lacks .*layers\.0\."):
+        load_checkpoint("tiny", str(folder), CPU)
+
+
+@pytest.mark.parametrize("shard", ["shard.bin", "../shard.safetensors", "absent.safetensors", None])
+@pytest.mark.parametrize(("component", "stem"), [("unet", "diffusion_pytorch_model"), ("text_encoder", "model")])
+def test_parts_of_weights_that_are_no_safetensors_beside_their_list_are_never_opened(
+    folder: Path, component: str, stem: str, shard: str | None
+) -> None:
+    (folder / component / "shard.bin").write_bytes(b"a pickle")
+    (folder / "shard.safetensors").write_bytes(b"elsewhere")
+    index = {"metadata": {}, "weight_map": {"conv_in.weight": shard}}
+    (folder / component / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointRefused, match=rf"{component}/{stem}.safetensors.index.json names"):
+        load_checkpoint("tiny", str(folder), CPU)
+
+
+def test_a_unet_that_does_not_say_its_size_is_refused(folder: Path) -> None:
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": None}))
+    with pytest.raises(CheckpointRefused, match="sample_size"):
+        load_checkpoint("tiny", str(folder), CPU)
+
+
+def test_whatever_the_client_of_the_hub_raises_is_a_model_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(Exception):
+        pass
+
+    def fail(*_: object) -> None:
+        raise Elsewhere("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+    with pytest.raises(CheckpointMissing, match="somebody/model.*no route to host"):
+        load_checkpoint("tiny", "somebody/model", CPU)
+
+
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nothing", "nothing"])
 def test_a_directory_that_is_not_there_is_named(source: str) -> None:
     with pytest.raises(CheckpointMissing, match=source):

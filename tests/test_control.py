@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.control_files import ControlFiles
@@ -213,7 +214,7 @@ def test_one_for_another_network_is_refused_by_name(controlnets: Path, tmp_path:
         ControlFiles(controlnets).of(request, xl)
 
 
-@pytest.mark.parametrize("damage", ["weights", "config", "class"])
+@pytest.mark.parametrize("damage", ["weights", "tensor", "link", "config", "class"])
 def test_a_damaged_one_is_refused_by_name(
     checkpoint: Checkpoint, controlnets: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -221,6 +222,12 @@ def test_a_damaged_one_is_refused_by_name(
     shutil.copytree(controlnets / "edges", copy)
     if damage == "weights":
         (copy / "diffusion_pytorch_model.safetensors").unlink()
+    elif damage == "tensor":
+        file = copy / "diffusion_pytorch_model.safetensors"
+        save_file({key: tensor for key, tensor in load_file(file).items() if "mid_block" not in key}, file)
+    elif damage == "link":
+        (copy / "diffusion_pytorch_model.safetensors").unlink()
+        (copy / "diffusion_pytorch_model.safetensors").symlink_to("nowhere")
     elif damage == "config":
         (copy / "config.json").write_text("[]")
     else:

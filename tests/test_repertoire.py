@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from workers.model_folder import found_models
 from workers.repertoire import Repertoire
 from workers.settings import WorkerSettings
 
+BEAT_S = 0.01
+
 
 class Bench:
     """A repertoire with its surroundings; `models` is its directory."""
@@ -28,7 +31,7 @@ class Bench:
         self.models = folder / "models"
         self.board = JobBoard(client)
         self.shelf = shelf or FakeShelf(("fake",))
-        settings = WorkerSettings(models={"fake": "fake"}, data_dir=folder)
+        settings = WorkerSettings(models={"fake": "fake"}, data_dir=folder, beat_s=BEAT_S)
         self.repertoire = Repertoire(client, self.board, settings, FakeEngine(), self.shelf)
         self.in_use: set[str] = set()
 
@@ -45,6 +48,13 @@ class Bench:
     def look_twice(self) -> None:
         for _ in range(2):
             self.repertoire.keep_up(self.in_use)
+
+    def take_away(self, name: str) -> None:
+        """The folder, until everybody has heard of it."""
+        shutil.rmtree(self.models / name)
+        self.look_twice()
+        time.sleep(3 * BEAT_S)
+        self.repertoire.keep_up(self.in_use)
 
     @property
     def catalogue(self) -> set[str]:
@@ -105,8 +115,7 @@ def test_a_model_that_is_gone_draws_what_it_had_accepted_and_is_told_no_more(ben
     bench.put("second")
     bench.open()
     bench.client.hset(key("costs", "second"), "job", 5.0)
-    shutil.rmtree(bench.models / "second")
-    bench.look_twice()
+    bench.take_away("second")
     assert "second" not in bench.repertoire.loads()  # no new jobs
     assert bench.shelf.is_loaded("second")  # and the old ones can be drawn
     assert bench.repertoire.paused == frozenset()
@@ -136,10 +145,103 @@ def test_the_catalogue_keeps_a_model_that_another_worker_serves(bench: Bench) ->
         | {"models": {"second": {"loaded": True, "warmed": True}}}
     )
     bench.client.hset(key("workers"), "other", other.model_dump_json())
-    shutil.rmtree(bench.models / "second")
-    bench.look_twice()
+    bench.take_away("second")
     assert bench.shelf.names() == ("fake",)
     assert bench.catalogue == {"fake", "second"}
+
+
+def test_a_model_is_not_gone_before_everybody_has_heard_that_it_leaves(
+    redis_client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.0)
+    monkeypatch.setattr("tests.test_repertoire.BEAT_S", 5.0)
+    bench = Bench(redis_client, tmp_path)
+    bench.put("second")
+    bench.open()
+    shutil.rmtree(bench.models / "second")
+    bench.look_twice()
+    assert "second" not in bench.repertoire.loads()
+    bench.client.hset(key("costs", "second"), "accepted meanwhile", 5.0)
+    bench.look_twice()
+    assert bench.shelf.is_loaded("second")
+
+
+def test_an_upscaler_stays_for_what_is_to_be_enlarged(bench: Bench) -> None:
+    bench.put("x4")
+    bench.open()
+    plain = make_submission()
+    request = plain.request.model_copy(update={"upscaler": "x4"})
+    record = bench.board.submit(plain.model_copy(update={"request": request}), make_entry())[0].record
+    bench.take_away("x4")
+    assert bench.shelf.is_loaded("x4")
+    bench.board.cancel(record.id)
+    assert bench.repertoire.keep_up(())
+    assert bench.shelf.names() == ("fake",)
+
+
+def test_a_change_that_redis_did_not_hear_of_is_done_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("second", "third"):
+        bench.put(name)
+    bench.open()
+    for name in ("second", "third"):
+        shutil.rmtree(bench.models / name)
+    bench.look_twice()
+    time.sleep(3 * BEAT_S)
+    has_unended, asked = bench.board.has_unended, []
+
+    def fail_once(model: str) -> bool:
+        asked.append(model)
+        if len(asked) == 2:
+            raise redis.ConnectionError("away")
+        return has_unended(model)
+
+    monkeypatch.setattr(bench.board, "has_unended", fail_once)
+    with pytest.raises(redis.ConnectionError):
+        bench.repertoire.keep_up(())
+    assert bench.repertoire.keep_up(())
+    assert bench.shelf.names() == ("fake",)
+    assert bench.catalogue == {"fake"}
+
+
+def test_a_wish_for_a_model_that_left_is_not_one_for_the_next_of_its_name(bench: Bench) -> None:
+    bench.put("second")
+    bench.open()
+    bench.board.wish("second", "unload")
+    bench.repertoire.keep_up(())
+    bench.take_away("second")
+    assert "second" not in bench.shelf.names()
+    bench.put("second")
+    bench.look_twice()
+    bench.look_twice()
+    assert bench.shelf.is_loaded("second")
+
+
+def test_a_new_model_that_finds_no_room_is_loaded_before_it_is_unloaded(
+    redis_client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.0)
+    bench = Bench(redis_client, tmp_path, FakeShelf(("fake",), places=1))
+    bench.open()
+    bench.in_use = {"fake"}
+    bench.put("second")
+    bench.look_twice()
+    wish = bench.board.wish("second", "unload")
+    bench.look_twice()
+    assert bench.catalogue == {"fake"}
+    bench.in_use = set()
+    bench.look_twice()
+    assert bench.catalogue == {"fake", "second"}
+    assert bench.repertoire.wishes["second"] == wish.id
+    assert not bench.shelf.is_loaded("second")
+
+
+def test_a_model_that_breaks_in_an_unforeseen_way_harms_no_other(bench: Bench) -> None:
+    bench.put("odd")
+    bench.open()
+    fault = bench.repertoire.faults["odd"]
+    assert (fault.code, "KeyError" in fault.detail) == ("checkpoint_refused", True)
+    assert bench.catalogue == {"fake"}
+    assert not bench.shelf.is_loaded("odd")
 
 
 def test_a_directory_that_cannot_be_read_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +373,31 @@ def test_a_file_goes_before_a_folder_of_its_name(tmp_path: Path) -> None:
     _write(tmp_path / "dream" / "unet" / "weights.safetensors")
     _write(tmp_path / "dream.safetensors", "weights")
     assert {found.source for found in found_models(tmp_path).values()} == {str(tmp_path / "dream.safetensors")}
+
+
+def test_what_cannot_be_read_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "one" / "model_index.json")
+    _write(tmp_path / "one" / "unet" / "weights.safetensors")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert list(found_models(tmp_path)) == ["one"]
+
+
+def test_a_whole_model_beside_a_file_may_be_the_configuration_that_it_lacks(bench: Bench) -> None:
+    _write(bench.models / "missing.safetensors")
+    _write(bench.models / "fine.safetensors")
+    bench.open()
+    bench.put("other")
+    bench.look_twice()
+    assert bench.shelf.tries == {"fake": 1, "missing": 2, "fine": 1, "other": 1}
 
 
 @pytest.fixture

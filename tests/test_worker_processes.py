@@ -476,6 +476,29 @@ def test_what_is_drawn_is_enlarged_by_another_model_in_the_same_job(fleet: Fleet
     assert fleet.count_ends()[ids[0]] == 1
 
 
+def test_a_stream_of_others_does_not_keep_a_job_from_its_upscaler(fleet: Fleet) -> None:
+    plain = make_submission(seed=4)
+    enlarged = plain.model_copy(update={"request": plain.request.model_copy(update={"upscaler": "x4"})})
+    ids = fleet.submit(enlarged, *(make_submission(seed=seed) for seed in range(100)))
+    fleet.start(DENOISED_MODELS="fake=fake,x4=x4", FAKE_PLACES="1")
+    outcomes = [view.record.outcome for view in fleet.wait_ended(ids)]
+    assert all(outcome and outcome.status == "succeeded" for outcome in outcomes), fleet.logs()
+    first, *others = [outcome.ended_at for outcome in outcomes if outcome]
+    assert sum(ended_at > first for ended_at in others) > 50, "it was not the last"
+
+
+def test_a_delicate_job_and_one_that_waits_for_its_upscaler_do_not_wait_for_each_other(
+    fleet: Fleet, redis_client: redis.Redis
+) -> None:
+    plain = make_submission(seed=4)
+    enlarged = plain.model_copy(update={"request": plain.request.model_copy(update={"upscaler": "x4"})})
+    ids = fleet.submit(enlarged, make_submission(seed=5))
+    redis_client.hset(key("job", ids[1]), "deaths", 2)
+    fleet.start(DENOISED_MODELS="fake=fake,x4=x4", FAKE_PLACES="1")
+    outcomes = [view.record.outcome for view in fleet.wait_ended(ids)]
+    assert [outcome.status for outcome in outcomes if outcome] == ["succeeded"] * 2, fleet.logs()
+
+
 def test_a_job_to_be_enlarged_by_what_cannot_fails_with_its_code(fleet: Fleet) -> None:
     plain = make_submission()
     fleet.start(DENOISED_MODELS="fake=fake,other=other")

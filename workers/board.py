@@ -8,6 +8,8 @@ one transaction.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import secrets
 import time
 from collections.abc import Iterable
@@ -373,8 +375,21 @@ class JobBoard:
         return found
 
     def has_unended(self, model: str) -> bool:
-        """Some job of this model was accepted and has not ended."""
-        return bool(self._redis.hlen(key("costs", model)))
+        """Some job that needs this model was accepted and has not ended: drawn by it, or enlarged by it afterwards."""
+        if self._redis.hlen(key("costs", model)):
+            return True
+        ids = (job_id for other in self._redis.hkeys(key("catalogue")) for job_id in self._unended(text(other)))
+        while some := list(itertools.islice(ids, 500)):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in some:
+                    pipe.hget(key("job", job_id), "submission")
+                submissions = [raw for raw in pipe.execute() if raw is not None]
+            if any(json.loads(raw)["request"].get("upscaler") == model for raw in submissions):
+                return True
+        return False
+
+    def _unended(self, model: str) -> list[str]:
+        return [text(job_id) for job_id in self._redis.hkeys(key("costs", model))]
 
     def queued_count(self, tenant: str) -> int:
         """Jobs of a tenant that wait, over all models and priorities."""

@@ -68,6 +68,8 @@ class HeldJob:
     preview_at: float = 0.0
     first: Drawn | None = None
     """What was drawn, while it is being enlarged."""
+    waits_for_upscaler: bool = False
+    """It finds no room in memory."""
     enlarging: UpscaleRequest | None = None
     digest: str = ""
     """Of the model that the request names."""

@@ -60,6 +60,15 @@ class HeldJobs:
         return sum(held.phase in ("reading", "ready") for held in self.all)
 
     @property
+    def crowding(self) -> frozenset[str]:
+        """Models that shall take no job now: in their place in memory a job needs its upscaler."""
+        wanted = {held.model for held in self.all if held.waits_for_upscaler}
+        names = self._parts.shelf.names()
+        return (
+            frozenset(name for name in names if self._parts.shelf.is_loaded(name)) - wanted if wanted else frozenset()
+        )
+
+    @property
     def is_delicate(self) -> bool:
         """True while a job is here that must have no neighbours."""
         return any(held.is_delicate for held in self.all)
@@ -121,12 +130,14 @@ class HeldJobs:
     def _begin_enlarging(self, held: HeldJob, first: Drawn) -> None:
         """Hand what was drawn to the upscaler, once it is in memory; until then this is tried again."""
         others = frozenset(other.model for other in self.all if other is not held)
+        held.waits_for_upscaler = False
         try:
             upscaler = self._parts.shelf.get(held.model, others.union(self._parts.engine.models_in_use()))
         except Exception as error:  # noqa: BLE001 (the per-job boundary)
             self._fail_for(held, error)
             return
         if upscaler is None:
+            held.waits_for_upscaler = True
             return
         if "upscale" not in upscaler.tasks:
             self._fail_for(held, RequestError(f"The model {held.model} enlarges nothing any more; see GET /models."))
@@ -180,6 +191,7 @@ class HeldJobs:
         assert held is not None, f"The engine draws {event.job_id}, which is not here. This is a bug."
         if isinstance(event, Drawn) and held.record.submission.request.upscaler and held.first is None:
             held.first, held.phase, held.steps_before = event, "reading", held.steps
+            held.checkpoint = None  # it may have to make room for the upscaler
             self._parts.admission.reopen()
             self._ask_store(held)
         elif isinstance(event, Drawn):
@@ -268,14 +280,24 @@ class HeldJobs:
             self._parts.rq.executions.pop(held.execution.id, None)
         self._forget(held)
 
+    def clear_the_way(self) -> None:
+        """Give back what has not begun and keeps a model in memory in whose place a job needs its upscaler."""
+        crowding = self.crowding
+        for held in reversed(self.all):
+            if held.model in crowding and held.phase in ("reading", "ready") and held.first is None:
+                self._hand_back(held, is_blamed=False)
+
     def hand_back(self, *, is_blamed: bool) -> None:
         """Give every job back to the front of its queue. Blamed: the worker died of one of them."""
         for held in reversed(self.all):  # the oldest comes first again
             self._leave_engine(held)
-            answer = self._parts.leases.hand_back(held.lease, held.record.queue, is_blamed=is_blamed)
-            self._parts.rq.release(held)
-            self._forget(held)
-            log.info("handed back", job=held.id, execution=held.execution.id, answer=answer)
+            self._hand_back(held, is_blamed=is_blamed)
+
+    def _hand_back(self, held: HeldJob, *, is_blamed: bool) -> None:
+        answer = self._parts.leases.hand_back(held.lease, held.record.queue, is_blamed=is_blamed)
+        self._parts.rq.release(held)
+        self._forget(held)
+        log.info("handed back", job=held.id, execution=held.execution.id, answer=answer)
 
     def _leave_engine(self, held: HeldJob) -> None:
         if held.phase == "drawing":

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import redis
 import structlog
 
-from models.errors import CheckpointError
+from models.errors import CheckpointError, CheckpointRefused
 from workers.board import JobBoard
 from workers.catalogue import controlnet_names, describe_model, lora_names
 from workers.contract import JobError, ModelEntry, ModelLoad, key
@@ -30,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 LOOK_S = 2.0
 """Between two looks into the directory of models. What looks the same twice has been copied to its end."""
+_FAREWELL_BEATS = 3
+"""A model that leaves is left out of so many beats before it is gone: a request that is being read at the moment may
+still ask for it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class _Change:
 
     kind: Literal["load", "unload", "reload", "withdraw"]
     wish: str | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class Repertoire:
@@ -133,17 +137,15 @@ class Repertoire:
             if checkpoint is None:
                 return False
             log.info("warmed up", model=name, rows_of_a_step=self._engine.warm_up(checkpoint))
+            self._entries[name] = describe_model(checkpoint)
         except CheckpointError as error:
             self._note_fault(name, JobError(code=error.code, detail=error.detail))
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            self._note_fault(name, JobError(code="out_of_memory", detail=f"It does not fit into memory: {error}"))
+        except Exception as error:  # noqa: BLE001 (the boundary of a model: what is wrong with one harms no other)
+            self._note_fault(name, _fault_of(name, error))
         else:
             self.faults.pop(name, None)
             self._warmed.add(name)
             log.info("serving", model=name, device=checkpoint.device, dtype=checkpoint.dtype)
-            self._entries[name] = describe_model(checkpoint)
         return True
 
     def _note_fault(self, name: str, fault: JobError) -> None:
@@ -166,13 +168,15 @@ class Repertoire:
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_S
             self._note_news()
-        done = [name for name, change in self._changes.items() if self._carry_out(name, change, in_use)]
-        for name in done:
-            change = self._changes.pop(name)
-            if change.wish:
-                self.wishes[name] = change.wish
+        is_anything_done = False
+        for name in list(self._changes):
+            if self._carry_out(name, self._changes[name], in_use):
+                is_anything_done = True
+                wish = self._changes.pop(name).wish
+                if wish:
+                    self.wishes[name] = wish
         self.publish()
-        return bool(done)
+        return is_anything_done
 
     def publish(self) -> None:
         """Write the catalogue's entries that are not there as they should be. What requests may name beside a model
@@ -199,7 +203,8 @@ class Repertoire:
             if name not in self._shelf.names() or self._is_leaving(name) or self.wishes.get(name) == wish.id:
                 continue
             change = self._changes.get(name)
-            if change is None or change.kind != "reload":
+            is_new = change is not None and change.kind != "unload" and name not in self._warmed
+            if change is None or not (is_new or change.kind == "reload"):  # those come first, and then the wish
                 self._changes[name] = _Change(wish.action, wish.id)
 
     def _note_news(self) -> None:
@@ -208,12 +213,17 @@ class Repertoire:
         if seen is None:
             return
         for name, found in seen.items():
-            if found == self._seen.get(name) and found != self._tried.get(name):
+            if found == self._seen.get(name) and self._is_news(name, found):
                 self._changes[name] = _Change("reload")
         for name in self._tried.keys() - seen.keys():
             self._changes[name] = _Change("withdraw")
             del self._tried[name]
         self._seen = seen
+
+    def _is_news(self, name: str, found: FoundModel) -> bool:
+        """What lies beside a model may be what it lacked, but is no reason to load one anew that is fine."""
+        tried = self._tried.get(name)
+        return found != tried if tried is None or self._is_at_fault(name) else found.own != tried.own
 
     def _look(self) -> dict[str, FoundModel] | None:
         """The models in the directory, without those whose name is configured; None while it cannot be read."""
@@ -231,7 +241,7 @@ class Repertoire:
         if name in in_use:
             return False
         if change.kind == "withdraw":
-            return self._withdraw(name)
+            return self._withdraw(name, change.since)
         if self._shelf.is_loaded(name):
             self._shelf.evict(name)
             log.info("forgot the weights", model=name)
@@ -247,23 +257,34 @@ class Repertoire:
         self._changes[name] = _Change("load", self._changes[name].wish)
         return self.load(name, in_use)
 
-    def _withdraw(self, name: str) -> bool:
-        """Once nothing that was accepted for it is left; until then it stays in memory."""
-        if self._board.has_unended(name):
+    def _withdraw(self, name: str, since: float) -> bool:
+        """Once everybody has heard that it leaves and nothing that was accepted for it is left; until then it stays."""
+        heard_after_s = _FAREWELL_BEATS * self._settings.beat_s
+        if time.monotonic() - since < heard_after_s or self._board.has_unended(name):
             return False
+        wish = self._board.wishes().get(name)  # was for the one that leaves, not for the next of its name
+        if wish:
+            self.wishes[name] = wish.id
         if self._shelf.is_loaded(name):
             self._shelf.evict(name)
         self._shelf.withdraw(name)
-        for known in (self._entries, self.faults, self.wishes):
+        for known in (self._entries, self.faults):
             known.pop(name, None)
         self._warmed.discard(name)
         log.info("not served any more", model=name)
         return True
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    from models.device import is_out_of_memory  # torch is loaded by now, and only where something real was drawn
+def _fault_of(name: str, error: Exception) -> JobError:
+    """Of what no loader foresaw. Raises it when the device is lost, which only a new process heals."""
+    from models.device import is_out_of_memory, is_sticky  # torch is loaded by now, and only where something was loaded
 
-    return is_out_of_memory(error)
+    if is_sticky(error):
+        raise error
+    if is_out_of_memory(error):
+        return JobError(code="out_of_memory", detail=f"It does not fit into memory: {error}")
+    log.error("a model cannot be loaded", model=name, exc_info=error)
+    return JobError(
+        code=CheckpointRefused.code,
+        detail=f"It cannot be loaded: {type(error).__name__}: {error}. See the worker's log.",
+    )

@@ -176,6 +176,7 @@ class Worker:
         """Everything the loop asks of Redis. Raises what Redis raises; all of it may be repeated."""
         self._obey()
         self._jobs.settle()
+        self._jobs.clear_the_way()
         self._admit()
         for held in self._parts.reporting.report(self._jobs.all, self._parts.engine):
             self._jobs.drop(held)
@@ -216,7 +217,7 @@ class Worker:
         if self._is_draining or room <= 0 or jobs.is_delicate or jobs.unsaved >= settings.save_backlog:
             return
         parts = self._parts
-        parts.admission.pause(parts.repertoire.paused)
+        parts.admission.pause(parts.repertoire.paused | jobs.crowding)
         for held in parts.admission.take(parts.engine, parts.shelf, self._models_in_use, room):
             jobs.receive(held)
 

@@ -80,6 +80,8 @@ async def _ask(
     end = time.monotonic() + (preferred_wait_s(prefer or [], services.settings.max_wait_s) or 0.0)
     while True:
         state = model_state_document(name, wish, await services.on_board(services.board.beats))
+        if not state.workers:
+            raise Problem("no_worker", "The workers of this model ended meanwhile.")
         if all(worker.done for worker in state.workers):
             break
         if time.monotonic() >= end:

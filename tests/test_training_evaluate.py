@@ -484,10 +484,11 @@ def test_an_upscaler_is_compared_with_bicubic_enlargement(
     record = {"id": identity, "src": "twemoji", "path": "fox", "paint": None, "split": SET}
     monkeypatch.setattr("training.evaluate.upscaling.read_catalogue", lambda: [record])
     torch.manual_seed(0)
-    unet = new_upscaler_unet(DenoiserSettings(channels=(8, 8), layers=1, groups=4, max_noise_level=30))
+    settings = DenoiserSettings(channels=(8, 8), layers=1, groups=4, max_noise_level=30)
+    unet = new_upscaler_unet(settings)
     autoencoder = new_upscaler_autoencoder(AutoencoderSettings((8, 8, 8)))
     fit_to_pipeline(autoencoder, torch.rand(2, 3, 64, 64) * 2 - 1)
-    save_upscaler(unet, autoencoder, tmp_path / "x4")
+    save_upscaler(unet, autoencoder, tmp_path / "x4", settings)
 
     command = ["upscaling", str(tmp_path / "x4"), "--corpus", str(corpus_folder), "--packages", str(tmp_path)]
     main([*command, "--out", str(tmp_path / "out"), "--judges", str(judges_folder), "--steps", "1", "--limit", "2"])

@@ -54,7 +54,7 @@ channels = [8, 8]
 layers = 1
 groups = 4
 max_noise_level = 30
-report_steps = 2
+default_steps = 2
 report_side = 64
 
 [autoencoder_loop]
@@ -113,7 +113,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: 
     folder = tmp_path_factory.mktemp("run")
     for stage in ("autoencoder", "denoiser"):
         run_command(stage, "--pictures", pictures, "--run", folder, "--settings", settings)
-    run_command("export", folder, folder / "checkpoint", "--settings", settings)
+    run_command("export", folder, folder / "checkpoint", "--pictures", pictures, "--settings", settings)
     return folder
 
 
@@ -382,5 +382,9 @@ def test_the_export_upscales_in_diffusers_with_and_without_a_text_encoder(traine
     assert np.array_equal(drawn[0], drawn[1]), "text is not read"
     assert alone.vae.config.scaling_factor == SCALING
     assert alone.config.max_noise_level == 30
+    defaults = json.loads((trained / "checkpoint" / "denoised.json").read_text())
+    assert (defaults["num_inference_steps"], defaults["noise_level"]) == (2, 20)
+    listed = {file["path"] for file in json.loads((trained / "checkpoint" / "files.json").read_text())["files"]}
+    assert listed >= {"ATTRIBUTION.md", "denoised.json", "unet/diffusion_pytorch_model.safetensors"}
     sizes = (trained / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
     assert sizes < 2.2 * sum(p.numel() for p in alone.unet.parameters()) + 20_000, "not float16"

@@ -3,7 +3,7 @@
     python -m training.upscaler pictures --packages PACKAGES --out PICTURES [--processes N] [--autoencoder FOLDER]
     python -m training.upscaler autoencoder --pictures PICTURES --run RUN [--minutes M]
     python -m training.upscaler denoiser --pictures PICTURES --run RUN [--minutes M]
-    python -m training.upscaler export RUN OUT
+    python -m training.upscaler export RUN OUT --pictures PICTURES
 
 Vector drawings give true pictures of 512 pixels; `pictures` draws some thousands of them once (0.8 MB each). With the
 bundled model's own autoencoder it also notes what that makes of the small pictures, which is what the upscaler will
@@ -24,12 +24,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from training.autoencoder import load_autoencoder
+from training.bundle import list_files
+from training.corpus.attribution import attribution
 from training.corpus.catalogue import read_catalogue
 from training.hardware import Hardware
 from training.loop import LoopSettings, Run
 from training.pictures import to_tensor
 from training.settings import FOLDER, load
-from training.upscaler_data import Batches, Pairs, ViewSettings
+from training.upscaler_data import Batches, Pairs, ViewSettings, read_index
 from training.upscaler_model import (
     AutoencoderSettings,
     DenoiserSettings,
@@ -96,12 +98,18 @@ def denoiser_run(pictures: Path, folder: Path, settings: Path, start_from: Path 
     return run
 
 
-def export(folder: Path, out: Path, settings: Path) -> None:
-    """Both stages of the run in `folder` as a checkpoint in diffusers layout in `out`, float16."""
-    unet = new_upscaler_unet(load(settings, "denoiser", DenoiserSettings))
+def export(folder: Path, pictures: Path, out: Path, settings: Path) -> None:
+    """Both stages of the run in `folder`, which learnt from `pictures`, as a checkpoint in diffusers layout in `out`,
+    float16, with the credits of its pictures and `files.json`."""
+    denoiser = load(settings, "denoiser", DenoiserSettings)
+    unet = new_upscaler_unet(denoiser)
     state = torch.load(folder / "denoiser" / "state.pt", map_location="cpu", weights_only=True)
     unet.load_state_dict(state["averaged"])
-    save_upscaler(unet, load_autoencoder(folder / "vae"), out)
+    save_upscaler(unet, load_autoencoder(folder / "vae"), out, denoiser)
+    learnt = {record["id"] for record in read_index(pictures) if record["split"] == "train"}
+    credits_due = attribution(record for record in read_catalogue() if record["id"] in learnt)
+    (out / "ATTRIBUTION.md").write_text(credits_due, encoding="utf-8")
+    list_files(out)
 
 
 def _batches(pictures: Path, settings: Path, size: int) -> Batches:
@@ -135,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     exported = commands.add_parser("export", help="write both stages as a checkpoint in diffusers layout")
     exported.add_argument("run", type=Path)
     exported.add_argument("out", type=Path)
-    exported.set_defaults(command=lambda arguments: export(arguments.run, arguments.out, arguments.settings))
+    exported.add_argument("--pictures", type=Path, required=True, help="folder of `pictures`")
+    exported.set_defaults(command=lambda given: export(given.run, given.pictures, given.out, given.settings))
     for each in commands.choices.values():
         each.add_argument("--settings", type=Path, default=FOLDER / "upscaler.toml")
     return parser

@@ -57,14 +57,15 @@ class AutoencoderSettings:
 
 @dataclass(frozen=True)
 class DenoiserSettings:
-    """Architecture; `max_noise_level` of the small picture (0.34 in -1..1 at 200, 0.05 at 20); sampling in reports."""
+    """Architecture; `max_noise_level` of the small picture (0.34 in -1..1 at 200, 0.05 at 20); how the checkpoint draws
+    unless told otherwise, and how reports are drawn, from small pictures of `report_side` / 4 pixels."""
 
     channels: tuple[int, ...] = (80, 80, 80)
     layers: int = 2
     groups: int = 16
     max_noise_level: int = 200
-    report_noise_level: int = 20
-    report_steps: int = 10
+    default_noise_level: int = 20
+    default_steps: int = 10
     report_side: int = 256
 
 
@@ -151,12 +152,19 @@ def upscaled(
     return pictures * 2 - 1
 
 
-def save_upscaler(unet: UNet2DConditionModel, autoencoder: AutoencoderKL, folder: Path) -> None:
+def save_upscaler(
+    unet: UNet2DConditionModel, autoencoder: AutoencoderKL, folder: Path, settings: DenoiserSettings
+) -> None:
     """Write diffusers' layout, float16 safetensors. The networks themselves become float16.
 
     Load it with `StableDiffusionUpscalePipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)` and call it
     with `prompt_embeds=torch.zeros(1, 1, 1)` and `guidance_scale=1`, or hand in any text encoder with its tokenizer.
     """
     upscale_pipeline(unet.half(), autoencoder.half()).save_pretrained(folder)
-    defaults = {"num_inference_steps": 10, "guidance_scale": 1.0, "sampler": "dpmpp_2m"}
+    defaults = {
+        "num_inference_steps": settings.default_steps,
+        "guidance_scale": 1.0,
+        "sampler": "dpmpp_2m",
+        "noise_level": settings.default_noise_level,
+    }
     (folder / "denoised.json").write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")

@@ -91,7 +91,11 @@ class DenoiserTask:
         small = self.low_noising.add_noise(low, _normal(low, random), levels)
         noisy = torch.cat([self.noising.add_noise(latents, noise, timesteps), small], 1)  # [n, 7, h, w]
         predicted = self.model(noisy, timesteps, None, class_labels=levels).sample
-        return F.mse_loss(predicted.float(), self.noising.get_velocity(latents, noise, timesteps)), {}
+        error = predicted.float() - self.noising.get_velocity(latents, noise, timesteps)
+        # Weighted to be the error of the latents themselves (arXiv:2202.00512, section 4). Unweighted it is mostly that
+        # of telling the last traces of noise from them, and the steps that decide where an edge lies learn less.
+        noise_share = 1 - self.noising.alphas_cumprod.to(latents.device)[timesteps]  # [n]
+        return (noise_share * error.square().mean((1, 2, 3))).mean(), {}
 
     @torch.no_grad()
     def _encoded(self, pictures: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ class DenoiserTask:
     def _drawn(self, averaged: nn.Module, small: Tensor) -> Tensor:
         settings, place = self.settings, _place(averaged)
         pipeline = upscale_pipeline(averaged, self.autoencoder.to(place))
-        steps, level = settings.report_steps, settings.report_noise_level
+        steps, level = settings.default_steps, settings.default_noise_level
         parts = [upscaled(pipeline, some.to(place), steps, level).cpu() for some in small.split(AT_ONCE)]
         return torch.cat(parts)
 

@@ -84,8 +84,8 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
         default=[],
         type=_model,
         metavar="NAME=SOURCE",
-        help="a model to serve: a directory in diffusers layout, a single .safetensors file, or a hub id; repeat it"
-        " for several. The first is loaded first. Default: the bundled model",
+        help="a model to serve: a directory in diffusers layout, a single .safetensors file, a hub id, or the name of a"
+        " bundled model; repeat it for several. Default: the bundled models, pictogram and pictogram-x4",
     )
     serve.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
 

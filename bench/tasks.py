@@ -4,7 +4,7 @@
 
 What is compared, and why:
 
-- `stream`  : rounds of text-to-image, inpainting, image-to-image and (with --upscaler) upscaling, all in the engine at
+- `stream`  : rounds of text-to-image, inpainting, image-to-image and upscaling, all in the engine at
   once, against the same requests one after another through the pipeline of each task. The gain is what it is worth
   that tasks of one network share its calls.
 - `row_cost`: seconds of a step of eight inpainting rows over those of eight text-to-image rows of the same network:
@@ -44,7 +44,7 @@ from models.request import (
     UpscaleRequest,
 )
 from models.samplers import build_scheduler
-from workers.settings import BUNDLED_SOURCE
+from workers.settings import BUNDLED, BUNDLED_SOURCE, BUNDLED_UPSCALER
 
 UPLOAD = f"sha256:{'0' * 64}"
 STRENGTH = 0.6
@@ -131,7 +131,7 @@ def run_one_by_one(pipelines: dict[str, Any], jobs: list[Job]) -> None:
         assert (images * 255).round().astype("uint8").ndim == 4
 
 
-def open_pipelines(model: str, upscaler: str | None, device: str) -> dict[str, Any]:
+def open_pipelines(model: str, upscaler: str, device: str) -> dict[str, Any]:
     inpainting = diffusers.StableDiffusionInpaintPipeline.from_pretrained(
         model, use_safetensors=True, low_cpu_mem_usage=False
     )
@@ -142,11 +142,10 @@ def open_pipelines(model: str, upscaler: str | None, device: str) -> dict[str, A
         "text-to-image": diffusers.StableDiffusionPipeline(**parts, **unchecked),
         "image-to-image": diffusers.StableDiffusionImg2ImgPipeline(**parts, **unchecked),
         "inpainting": inpainting,
-    }
-    if upscaler:
-        pipelines["upscale"] = diffusers.StableDiffusionUpscalePipeline.from_pretrained(
+        "upscale": diffusers.StableDiffusionUpscalePipeline.from_pretrained(
             upscaler, text_encoder=None, tokenizer=None, low_cpu_mem_usage=False
-        )
+        ),
+    }
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device, torch.float32)
@@ -185,7 +184,7 @@ def row_cost(checkpoint: Checkpoint, repeats: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=BUNDLED_SOURCE, help="an SD 1.x checkpoint in diffusers layout")
-    parser.add_argument("--upscaler", help="an x4 upscaler in diffusers layout that reads no prompts")
+    parser.add_argument("--upscaler", default=BUNDLED[BUNDLED_UPSCALER], help="an x4 upscaler that reads no prompts")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=2, help="jobs of each task in the engine at once")
     parser.add_argument("--repeats", type=int, default=3)
@@ -194,14 +193,14 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     placement = choose_placement(arguments.device, "float32")
     checkpoint = load_checkpoint(Path(arguments.model).name, arguments.model, placement)
-    upscaler = arguments.upscaler and load_checkpoint("upscaler", arguments.upscaler, placement)
+    upscaler = load_checkpoint("upscaler", arguments.upscaler, placement)
     pipelines = open_pipelines(arguments.model, arguments.upscaler, str(placement.device))
     engine = Engine(EngineSettings(prepare_at_once=64))
-    for loaded in filter(None, (checkpoint, upscaler)):
+    for loaded in (checkpoint, upscaler):
         engine.warm_up(loaded)
 
     def jobs(repeat: int) -> list[Job]:
-        return make_jobs(checkpoint, upscaler or None, arguments.rounds, arguments.steps, repeat)
+        return make_jobs(checkpoint, upscaler, arguments.rounds, arguments.steps, repeat)
 
     ours, theirs, ratio = paired(
         lambda repeat: run_engine(engine, jobs(repeat)),

@@ -89,7 +89,7 @@ def _default(value: Any) -> str:
         case SecretStr():
             return "Default: not set."
         case dict():
-            return f"Default: the bundled model, `{next(iter(value))}`."
+            return f"Default: the bundled models, {' and '.join(f'`{name}`' for name in value)}."
         case _:
             return f"Default: `{value}`"
 

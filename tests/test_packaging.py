@@ -38,9 +38,9 @@ def test_the_wheel_has_the_three_rooms_and_nothing_else(wheel: zipfile.ZipFile) 
     assert {top for top in tops if not top.endswith(".dist-info")} == {"app", "workers", "models"}
 
 
-def test_the_wheel_has_the_bundled_model_byte_for_byte(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_the_bundled_models_byte_for_byte(wheel: zipfile.ZipFile) -> None:
     files = [path for path in (ROOT / "models" / "bundled").rglob("*") if path.is_file()]
-    assert sum(path.suffix == ".safetensors" for path in files) == 3
+    assert sum(path.suffix == ".safetensors" for path in files) == 5
     for path in files:
         assert wheel.getinfo(str(path.relative_to(ROOT))).file_size == path.stat().st_size
 

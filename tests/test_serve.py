@@ -29,7 +29,6 @@ from app.supervisor import Backoff, describe
 from tests.process_kit import ROOT, Console, wait_until_gone
 from workers.connection import connect
 from workers.embedded import find_binary
-from workers.settings import BUNDLED_MODEL
 
 # --- the supervisor with stand-in children ---------------------------------------------------------------------------
 
@@ -262,10 +261,18 @@ def running(data_dir: Path) -> Iterator[Console]:
 
 def test_the_bundled_model_draws_through_the_server(running: Console) -> None:
     with Client(url_when_ready(running)) as client:
-        document = finish(client, client.submit({"prompt": "a red heart", "num_inference_steps": 2}, BUNDLED_MODEL))
+        document = finish(client, client.submit({"prompt": "a red heart", "num_inference_steps": 2}, "a heart"))
         assert document["status"] == "succeeded"
         picture = Image.open(io.BytesIO(client.image(document["images"][0]["url"])))
         assert picture.size == (document["images"][0]["width"], document["images"][0]["height"])
+
+
+def test_what_the_bundled_model_draws_is_enlarged_by_the_bundled_upscaler(running: Console) -> None:
+    with Client(url_when_ready(running)) as client:
+        body = {"prompt": "a red heart", "num_inference_steps": 2, "upscale": True}
+        document = finish(client, client.submit(body, "enlarged"))
+        assert document["status"] == "succeeded", document
+        assert (document["images"][0]["width"], document["images"][0]["height"]) == (512, 512)
 
 
 def worker_health(redis_url: str) -> int:

@@ -32,7 +32,7 @@ from tests.fleet import Fleet, freeze, thaw
 from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_controlnet, save_tiny_super_resolution, save_tiny_upscaler
 from workers.__main__ import main
 from workers.connection import connect
-from workers.contract import Submission
+from workers.contract import Submission, new_job_id
 from workers.embedded import ensure_server
 from workers.enlarging import enlarging
 from workers.pictures import read_recipe
@@ -175,10 +175,11 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
         ids = []
         for request in make_requests():
             submission = Submission(tenant="ann", request=request)  # type: ignore[arg-type]
-            job_id = fleet.board.submit(submission, entry)[0].record.id
-            ids.append(job_id)
+            job_id = new_job_id()
             fleet.store.put(job_id, f"{DIGEST}.png", png_of(upload()))
             fleet.store.put(job_id, f"{MASK_DIGEST}.png", png_of(mask()))
+            fleet.board.submit(submission, entry, job_id)
+            ids.append(job_id)
         fleet.wait_for(lambda: all(fleet.view(job_id).status == "running" for job_id in ids))
         holder = {fleet.rq_job(job_id).worker_name for job_id in ids}.pop()
         next(worker for worker in workers if fleet.name_of(worker) == holder).kill()

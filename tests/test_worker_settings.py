@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from workers.settings import BUNDLED_MODEL, WorkerSettings
+from workers.settings import BUNDLED, BUNDLED_MODEL, BUNDLED_UPSCALER, WorkerSettings
 
 
 @pytest.fixture(autouse=True)
@@ -17,10 +17,19 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
 
 
-def test_the_bundled_model_is_served_by_default() -> None:
+def test_the_bundled_models_are_served_by_default() -> None:
     settings = WorkerSettings()
-    assert list(settings.models) == [BUNDLED_MODEL]
-    assert (Path(settings.models[BUNDLED_MODEL]) / "model_index.json").is_file()
+    assert list(settings.models) == [BUNDLED_MODEL, BUNDLED_UPSCALER]
+    assert all((Path(source) / "model_index.json").is_file() for source in settings.models.values())
+
+
+def test_a_bundled_model_is_its_own_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENOISED_MODELS", f"sd15=/weights/sd15,{BUNDLED_UPSCALER},other={BUNDLED_MODEL}")
+    models = WorkerSettings().models
+    assert models == {"sd15": "/weights/sd15"} | {
+        BUNDLED_UPSCALER: BUNDLED[BUNDLED_UPSCALER],
+        "other": BUNDLED[BUNDLED_MODEL],
+    }
 
 
 def test_models_are_pairs_with_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,13 @@ from workers.contract import RETENTION_S
 _WEIGHTS_SUFFIX = ".safetensors"
 _HUB_ID = re.compile(r"[^./~][^/]*/[^/]+(?<!\.safetensors)")
 
+_BUNDLED = Path(__file__).resolve().parent.parent / "models" / "bundled"
 BUNDLED_MODEL = "pictogram"
-"""Name of the model in the box."""
-BUNDLED_SOURCE = str(Path(__file__).resolve().parent.parent / "models" / "bundled" / BUNDLED_MODEL)
+BUNDLED_UPSCALER = "pictogram-x4"
+"""Names of the models in the box."""
+BUNDLED = {name: str(_BUNDLED / name) for name in (BUNDLED_MODEL, BUNDLED_UPSCALER)}
+"""Where they lie; as sources their names alone will do."""
+BUNDLED_SOURCE = BUNDLED[BUNDLED_MODEL]
 
 
 class WorkerSettings(BaseSettings):
@@ -46,10 +50,10 @@ class WorkerSettings(BaseSettings):
         "several machines need one that all of them see. Default: the folder `store` in the data directory.",
     )
     models: Annotated[dict[str, str], NoDecode] = Field(
-        {BUNDLED_MODEL: BUNDLED_SOURCE},
+        BUNDLED,
         description="Models this worker serves, as `name=source` pairs with commas between; a source is a directory "
-        "in diffusers layout, a single .safetensors file or a hub id. The first one is loaded first. Default: the "
-        "bundled model.",
+        "in diffusers layout, a single .safetensors file, a hub id, or the name of a bundled model. The first one is "
+        "loaded last and so the last to leave a short memory budget. Default: the bundled models.",
     )
     models_dir: Path | None = Field(
         None,
@@ -150,7 +154,7 @@ class WorkerSettings(BaseSettings):
                 name, source = Path(item).name.removesuffix(_WEIGHTS_SUFFIX), item
             if not name or not source or name in parsed:
                 raise ValueError(f"{item!r} is not `name=source` with a name of its own")
-            parsed[name] = source
+            parsed[name] = BUNDLED.get(source, source)
         return parsed
 
     @model_validator(mode="after")

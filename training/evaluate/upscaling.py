@@ -35,8 +35,6 @@ from training.upscaler_tasks import bicubic
 log = logging.getLogger(__name__)
 
 SET = "test_combo"
-NOISE_LEVEL = 20
-"""The pipeline's default."""
 _AT_ONCE = 4
 _SHOWN = 6
 
@@ -49,19 +47,23 @@ def open_pipeline(folder: Path) -> StableDiffusionUpscalePipeline:
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(
         folder, text_encoder=None, tokenizer=None, low_cpu_mem_usage=False
     ).to(torch.float32)
+    pipeline.vae.requires_grad_(False)  # it is called by itself, too
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def own_steps(folder: Path) -> int:
-    """Number of steps that the checkpoint in `folder` names as its default."""
-    return int(json.loads((folder / "denoised.json").read_text(encoding="utf-8"))["num_inference_steps"])
+def own_defaults(folder: Path) -> tuple[int, int]:
+    """Number of steps, and noise level of the small picture, that the checkpoint in `folder` names as its defaults."""
+    defaults = json.loads((folder / "denoised.json").read_text(encoding="utf-8"))
+    return int(defaults["num_inference_steps"]), int(defaults["noise_level"])
 
 
-def ways_to_enlarge(pipeline: StableDiffusionUpscalePipeline, steps: int, seed: int) -> dict[str, Enlarge]:
+def ways_to_enlarge(
+    pipeline: StableDiffusionUpscalePipeline, steps: int, noise_level: int, seed: int
+) -> dict[str, Enlarge]:
     def with_model(small: Pixels) -> Pixels:
         parts = to_tensor(small).split(_AT_ONCE)
-        return to_pixels(torch.cat([upscaled(pipeline, part, steps, NOISE_LEVEL, seed) for part in parts]))
+        return to_pixels(torch.cat([upscaled(pipeline, part, steps, noise_level, seed) for part in parts]))
 
     return {"upscaled": with_model, "bicubic": lambda small: to_pixels(bicubic(to_tensor(small)))}
 
@@ -133,7 +135,8 @@ def evaluate_upscaling(
 ) -> dict[str, Any]:
     """Enlarge, judge, write `upscaling.json`, `upscaling.md` and `upscaling.png` to `out`; returns the figures."""
     pipeline = open_pipeline(model)
-    ways = ways_to_enlarge(pipeline, settings.steps or own_steps(model), settings.seed)
+    steps, noise_level = own_defaults(model)
+    ways = ways_to_enlarge(pipeline, settings.steps or steps, noise_level, settings.seed)
     captions = choose_captions(corpus, SET)[: settings.limit]
     log.info("32 to 128 pixels: %d pictures", len(captions))
     figures = {f"{name}, 128": found for name, found in judge_enlarged(judges, corpus, captions, ways).items()}

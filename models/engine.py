@@ -42,14 +42,15 @@ class EngineSettings:
     them are worth it: more than the device needs to be busy only makes each step longer. decode_at_once: pictures
     decoded together when nothing waits for the UNet. prepare_at_once: jobs prepared in one tick, the longest pause
     newcomers may cause. probe_after_s: clean seconds before a ceiling that out-of-memory lowered rises by a row.
-    strict_rows: rows of every UNet call for strict pictures; another number is another contract.
+    strict_rows: rows of every UNet call for strict pictures, and 2 where more would mostly be filled up; another number
+    is another contract.
     """
 
     max_rows: int = 64
     decode_at_once: int = 8
     prepare_at_once: int = 4
     probe_after_s: float = 120.0
-    strict_rows: int = 2
+    strict_rows: int = 4
 
 
 @dataclass(frozen=True)
@@ -280,8 +281,12 @@ class Engine:
 
     def _rows_exactly(self, key: GroupKey) -> int | None:
         """Rows of a strict call; None for other calls, and while memory does not suffice for it."""
-        rows = self._settings.strict_rows
-        return rows if key.is_strict and self._capacity.rows(key) >= rows else None
+        if not key.is_strict or self._capacity.is_lowered(key):
+            return None
+        checkpoint = next(job.checkpoint for job in self._jobs.values() if job.checkpoint.name == key.network)
+        is_large = key.shape[1] * key.shape[2] > checkpoint.denoiser.sample_size**2
+        takes_one_row = not checkpoint.reads_prompts or checkpoint.denoiser.guidance_width is not None
+        return 2 if is_large or takes_one_row else self._settings.strict_rows
 
     def _take_turn(self, key: GroupKey) -> list[Slot]:
         """The slots that have waited longest, as many as the ceiling allows and at least one."""

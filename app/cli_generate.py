@@ -41,6 +41,7 @@ _FIELDS = {
     "noise_schedule": "noise_schedule",
     "strength": "strength",
     "syntax": "prompt_syntax",
+    "reproducibility": "reproducibility",
     "clip_skip": "clip_skip",
     "mask_blur": "mask_blur",
     "crop": "padding_mask_crop",

@@ -136,6 +136,8 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add("--plain", dest="syntax", action="store_const", const="plain", help="take brackets in the prompt as text. Left"
         " out, (word) and (word:1.3) count more, [word] less, and a long prompt is read to its end")  # fmt: skip
+    add("--strict", dest="reproducibility", action="store_const", const="strict", help="draw what the same seed draws"
+        " to the last bit, whatever else is drawn meanwhile; takes longer when much is")  # fmt: skip
     add("--clip-skip", type=_number(0, 100), metavar="N", help="layers of the text encoder to leave out: 1 for models"
         " that ask for what other tools call clip skip 2. Leave it out otherwise")  # fmt: skip
     add("--steps", type=_number(1, 1000), metavar="N", help="sampler steps: more cost more time; 20 to 50 suit most"

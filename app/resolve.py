@@ -121,6 +121,7 @@ def resolve(body: AnyBody, entry: ModelEntry, uploads: Uploads) -> AnyRequest:
         "noise_schedule": noise_schedule,
         "prompt_syntax": body.prompt_syntax,
         "clip_skip": _resolve_clip_skip(body, entry),
+        "reproducibility": body.reproducibility,
         "seed": _or(body.seed, secrets.randbelow(SEED_RANGE)),
         "num_images": body.num_images,
     }

@@ -19,6 +19,7 @@ from models.request import (
     ImageToImageRequest,
     InpaintingRequest,
     PromptSyntax,
+    Reproducibility,
     TextToImageRequest,
     UpscaleRequest,
 )
@@ -130,6 +131,12 @@ class PictureBody(Wire):
         None,
         description="Layers of the text encoder to leave out at its end, within the model's limit. 1 is what other"
         " tools call clip skip 2.",
+    )
+    reproducibility: Reproducibility = Field(
+        "standard",
+        description="What the same request with the same seed gives again. `standard`: the same picture to within 1 of"
+        " 255. `strict`: the same pixels to the last bit, on the same kind of device, whatever else is drawn meanwhile;"
+        " it takes longer when much is.",
     )
     loras: list[LoraBody] = Field(
         [],
@@ -337,6 +344,10 @@ class JobDocument(Document):
         description="What was not done as asked, such as a prompt cut at the token limit."
     )
     images: tuple[ImageDocument, ...]
+    reproducibility: Reproducibility | None = Field(
+        description="Which contract its pictures hold; null until they are drawn. A strict request for which memory did"
+        " not suffice gets standard ones."
+    )
     error: JobError | None = Field(description="Why it failed; docs/errors.md describes each code.")
     timings: Timings = Field(description="Seconds per phase.")
     created_at: datetime

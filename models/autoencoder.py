@@ -34,6 +34,8 @@ class Posterior:
     mean: Tensor
     std: Tensor
     scaling_factor: float
+    is_exact: bool = True
+    """False where it came in smaller tiles than usual, for want of memory."""
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Scaled latents (C, h, w); takes one draw of that shape from `generator`."""
@@ -66,16 +68,16 @@ class Autoencoder:
         if hole is not None:
             centred = centred * torch.from_numpy(~hole)[..., None]
         batch = centred.permute(2, 0, 1)[None].to(self._vae.device)  # (1, 3, H, W)
-        mean, std = self._encode_as_fits(batch)
-        return Posterior(mean, std, self._scaling_factor)
+        (mean, std), is_exact = self._encode_as_fits(batch)
+        return Posterior(mean, std, self._scaling_factor, is_exact)
 
-    def _encode_as_fits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, (C, h, w) each."""
+    def _encode_as_fits(self, pixels: Tensor) -> tuple[tuple[Tensor, Tensor], bool]:
+        """Mean and deviation, (C, h, w) each, and whether memory sufficed at once."""
         limit: int | None = None
         shape = 1, pixels.shape[-2] // self.factor, pixels.shape[-1] // self.factor
         while True:
             try:
-                return self._encode(pixels, limit or WHOLE_UP_TO)
+                return self._encode(pixels, limit or WHOLE_UP_TO), limit is None
             except RuntimeError as error:
                 limit = self.smaller_tiles(shape, limit)
                 if not is_out_of_memory(error) or limit is None:

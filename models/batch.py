@@ -16,16 +16,18 @@ from models.slot import Slot
 from models.step_table import advance
 
 
-def step_together(denoiser: Denoiser, slots: Sequence[Slot], rows_at_once: int | None = None) -> list[Slot]:
+def step_together(
+    denoiser: Denoiser, slots: Sequence[Slot], rows_at_once: int | None = None, rows_exactly: int | None = None
+) -> list[Slot]:
     """Take one sampler step of every slot, all of one group, each with its own timestep, sampler and guidance.
 
     Returns the slots whose latents turned NaN or infinite; they are not committed. `rows_at_once` splits the UNet call
-    for a device that cannot hold all rows; None is one call.
+    for a device that cannot hold all rows; None is one call. `rows_exactly`: rows of every UNet call, for strict slots.
     """
     # Guided slots first: rows are [negatives of the guided, positives of all], so a slot without guidance costs one.
     ordered = sorted(slots, key=lambda slot: slot.conditioning.negative is None)
     latents = torch.stack([slot.latents for slot in ordered])  # (B, C, h, w)
-    outputs = _guided_outputs(denoiser, ordered, latents, rows_at_once)  # (B, C, h, w)
+    outputs = _guided_outputs(denoiser, ordered, latents, rows_at_once, rows_exactly)  # (B, C, h, w)
     num_registers = max(slot.table.num_registers for slot in ordered)
     coefficients = torch.stack([slot.table.row(slot.step, num_registers) for slot in ordered]).to(latents.device)
     noise = torch.stack([_noise_or_zeros(slot) for slot in ordered])
@@ -41,16 +43,22 @@ def step_together(denoiser: Denoiser, slots: Sequence[Slot], rows_at_once: int |
     for index, slot in enumerate(ordered):
         if finite[index]:
             own = slot.table.num_registers
+            slot.is_exact &= rows_exactly is not None
             # Clones, so that a slot does not keep the memory of the whole batch alive.
             slot.commit(following[index].clone(), registers[index, :own].clone(), predicted_x0[index].clone())
     return [slot for slot, good in zip(ordered, finite, strict=True) if not good]
 
 
-def _guided_outputs(denoiser: Denoiser, ordered: Sequence[Slot], latents: Tensor, rows_at_once: int | None) -> Tensor:
+def _guided_outputs(
+    denoiser: Denoiser, ordered: Sequence[Slot], latents: Tensor, rows_at_once: int | None, rows_exactly: int | None
+) -> Tensor:
     """Outputs (B, C, h, w), with classifier-free guidance u + w (c - u) (arXiv 2207.12598) where there is some."""
     guided = sum(slot.conditioning.negative is not None for slot in ordered)
     rows = _rows(ordered, guided, latents)
-    outputs = torch.cat([denoiser.predict(part) for part in rows.split(rows_at_once or len(rows))])
+    if rows_exactly is None:
+        outputs = torch.cat([denoiser.predict(part) for part in rows.split(rows_at_once or len(rows))])
+    else:
+        outputs = denoiser.predict_exactly(rows, rows_exactly)
     if not guided:
         return outputs
     weights = torch.tensor([slot.conditioning.guidance_scale for slot in ordered[:guided]], device=outputs.device)
@@ -98,7 +106,9 @@ def _noise_levels(levels: Sequence[int | None], device: torch.device) -> Tensor 
 def _rescaled(mixed: Tensor, positive: Tensor, phis: Tensor) -> Tensor:
     """Guided outputs brought towards the deviation of the positive ones (arXiv 2305.08891, equations 15 and 16)."""
     shape = (-1, 1, 1, 1)
-    ratios = positive.flatten(1).std(1) / mixed.flatten(1).std(1)
+    # One by one: how a sum over all of a picture is split depends on how many there are.
+    deviations = [(own.std(), mine.std()) for own, mine in zip(positive, mixed, strict=True)]
+    ratios = torch.stack([own / mine for own, mine in deviations])
     blended = phis.view(shape) * (mixed * ratios.view(shape)) + (1 - phis.view(shape)) * mixed
     return torch.where(phis.view(shape) > 0, blended, mixed)
 

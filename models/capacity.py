@@ -59,6 +59,11 @@ class Capacity:
             ceiling.clean_since = now
         return ceiling.rows
 
+    def is_lowered(self, key: GroupKey) -> bool:
+        """Memory did not suffice for this group, and its ceiling is not back where it was."""
+        ceiling = self._ceiling(key)
+        return ceiling.rows < ceiling.limit
+
     def lower(self, key: GroupKey, failed_rows: int) -> int:
         """Remember that `failed_rows` did not fit; returns the new ceiling, half of it and at least 1."""
         ceiling = self._ceiling(key)

@@ -33,11 +33,12 @@ _COMMA_WITHIN = 20
 @dataclass(frozen=True)
 class PromptOptions:
     """clip_skip: layers of the text encoder that are left out at its end, counted as diffusers counts them (1 is the
-    "2" of other tools). loras: what the text encoders are adapted by."""
+    "2" of other tools). loras: what the text encoders are adapted by. is_strict: each window in a call of its own."""
 
     syntax: PromptSyntax = "plain"
     clip_skip: int = 0
     loras: tuple[LoraUse, ...] = ()
+    is_strict: bool = False
 
 
 PLAIN = PromptOptions()
@@ -60,6 +61,7 @@ class _Key:
     clip_skip: int
     loras: tuple[tuple[tuple[object, ...], float], ...]
     """Identity and weight of each: the cache shall not keep their matrices in memory."""
+    is_strict: bool
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,12 @@ class TextConditioner:
     def _encode_windows(self, windows: Sequence[Window], options: PromptOptions) -> list[Text]:
         """(T, D) each."""
         loras = tuple((use.lora.identity, use.weight) for use in options.loras)
-        keys = [_Key(window, options.clip_skip, loras) for window in windows]
+        keys = [_Key(window, options.clip_skip, loras, options.is_strict) for window in windows]
         missing = [key for key in dict.fromkeys(keys) if key not in self._cache]
         fresh: dict[_Key, Text] = {}
-        for start in range(0, len(missing), _ENCODE_AT_ONCE):
-            chunk = missing[start : start + _ENCODE_AT_ONCE]
+        at_once = 1 if options.is_strict else _ENCODE_AT_ONCE
+        for start in range(0, len(missing), at_once):
+            chunk = missing[start : start + at_once]
             fresh.update(zip(chunk, self._encode_chunk([key.window for key in chunk], options), strict=True))
         encoded = [fresh[key] if key in fresh else self._cache[key] for key in keys]
         for key, text in zip(keys, encoded, strict=True):

@@ -46,6 +46,8 @@ class DecodeQueue:
             return []
         key, autoencoder = self._waiting[0][0].key, self._waiting[0][1]
         limit = min(self._at_once, self._meter.pictures_per_step(key)) if is_step_waiting else self._at_once
+        if key.is_strict:
+            limit = 1
         slots = [slot for slot, _ in self._waiting if slot.key == key][:limit]
         taken = set(slots)
         self._waiting = deque(entry for entry in self._waiting if entry[0] not in taken)
@@ -71,6 +73,7 @@ class DecodeQueue:
             if error is None:
                 return pictures[0]
             limit = autoencoder.smaller_tiles(slot.latents.shape, limit)
+            slot.is_exact = False
             if not is_out_of_memory(error) or limit is None:
                 return error
             release_cached_memory(slot.latents.device)

@@ -42,12 +42,15 @@ class EngineSettings:
     them are worth it: more than the device needs to be busy only makes each step longer. decode_at_once: pictures
     decoded together when nothing waits for the UNet. prepare_at_once: jobs prepared in one tick, the longest pause
     newcomers may cause. probe_after_s: clean seconds before a ceiling that out-of-memory lowered rises by a row.
+    strict_rows: rows of every UNet call for strict pictures, and 2 where more would mostly be filled up; another number
+    is another contract.
     """
 
     max_rows: int = 64
     decode_at_once: int = 8
     prepare_at_once: int = 4
     probe_after_s: float = 120.0
+    strict_rows: int = 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Drawn:
-    """All pictures of a job, uint8 (H, W, 3) each, in order of their seeds; seconds per phase."""
+    """All pictures of a job, uint8 (H, W, 3) each, in order of their seeds; seconds per phase. is_exact: it was strict,
+    and memory sufficed for that."""
 
     job_id: str
     pictures: tuple[np.ndarray, ...]
@@ -69,6 +73,7 @@ class Drawn:
     prepare_s: float
     denoise_s: float
     decode_s: float
+    is_exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class _Job:
     mosaics: dict[int, Mosaic] = field(default_factory=dict)
     """Pictures that are enlarged in tiles and not complete yet."""
     warnings: tuple[str, ...] = ()
+    is_exact: bool = False
+    """All of it that is drawn by now."""
     admitted_at: float = field(default_factory=time.monotonic)
     prepared_at: float = 0.0
     denoised_at: float = 0.0
@@ -175,7 +182,7 @@ class Engine:
         What is drawn for inpainting is not pasted into its canvas here.
         """
         assert job_id not in self._jobs, f"{job_id} is in the batch already. This is a bug."
-        job = _Job(job_id, request, checkpoint, inputs or Inputs())
+        job = _Job(job_id, request, checkpoint, inputs or Inputs(), is_exact=request.is_strict)
         self._jobs[job_id] = job
         self._newcomers.append(job)
 
@@ -258,7 +265,8 @@ class Engine:
         slots, rows_at_once = self._take_turn(key), self._capacity.rows(key)
         started = time.monotonic()
         try:
-            broken = step_together(self._jobs[slots[0].job_id].checkpoint.denoiser, slots, rows_at_once)
+            denoiser = self._jobs[slots[0].job_id].checkpoint.denoiser
+            broken = step_together(denoiser, slots, rows_at_once, self._rows_exactly(key))
         except Exception as error:  # noqa: BLE001 (the boundary of a call: what fails alone fails, the rest goes on)
             if is_sticky(error):
                 raise
@@ -270,6 +278,15 @@ class Engine:
         self._settle_done(key)
         self._yield_turn(key, slots)
         return events
+
+    def _rows_exactly(self, key: GroupKey) -> int | None:
+        """Rows of a strict call; None for other calls, and while memory does not suffice for it."""
+        if not key.is_strict or self._capacity.is_lowered(key):
+            return None
+        checkpoint = next(job.checkpoint for job in self._jobs.values() if job.checkpoint.name == key.network)
+        is_large = key.shape[1] * key.shape[2] > checkpoint.denoiser.sample_size**2
+        takes_one_row = not checkpoint.reads_prompts or checkpoint.denoiser.guidance_width is not None
+        return 2 if is_large or takes_one_row else self._settings.strict_rows
 
     def _take_turn(self, key: GroupKey) -> list[Slot]:
         """The slots that have waited longest, as many as the ceiling allows and at least one."""
@@ -302,7 +319,8 @@ class Engine:
     def _step_alone(self, slot: Slot) -> list[Event]:
         """Step one slot by itself, row by row; when that fails too, its job is broken."""
         try:
-            broken = step_together(self._jobs[slot.job_id].checkpoint.denoiser, [slot], rows_at_once=1)
+            denoiser = self._jobs[slot.job_id].checkpoint.denoiser
+            broken = step_together(denoiser, [slot], rows_at_once=1, rows_exactly=self._rows_exactly(slot.key))
         except Exception as error:  # noqa: BLE001 (see _step_group)
             if is_sticky(error):
                 raise
@@ -350,6 +368,7 @@ class Engine:
     def _keep(self, slot: Slot, picture: np.ndarray | None) -> Event | None:
         """Put a picture to its job; the last one ends it."""
         job = self._jobs[slot.job_id]
+        job.is_exact &= slot.is_exact
         if picture is None:
             return self._break(job.id, NotFinite("The decoded picture is not finite; try another seed or sampler."))
         if isinstance(job.request, UpscaleRequest):
@@ -372,6 +391,7 @@ class Engine:
             prepare_s=job.prepared_at - job.admitted_at,
             denoise_s=job.denoised_at - job.prepared_at,
             decode_s=time.monotonic() - job.denoised_at,
+            is_exact=job.is_exact,
         )
 
     # --- faults ---------------------------------------------------------------------------------------------------

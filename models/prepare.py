@@ -73,7 +73,7 @@ def group_key(request: PictureRequest, checkpoint: Checkpoint) -> GroupKey:
         width, height = box.width, box.height
     shape = (checkpoint.denoiser.latent_channels, height, width)
     context_length = checkpoint.conditioner.context_length(prompts_of(request, checkpoint), request.prompt_syntax)
-    return GroupKey(checkpoint.name, shape, context_length)
+    return GroupKey(checkpoint.name, shape, context_length, request.is_strict)
 
 
 def rows_of(request: PictureRequest, checkpoint: Checkpoint) -> int:
@@ -89,7 +89,7 @@ def prompts_of(request: PictureRequest, checkpoint: Checkpoint) -> list[str]:
 
 
 def prompt_options(request: PictureRequest, inputs: Inputs) -> PromptOptions:
-    return PromptOptions(request.prompt_syntax, request.clip_skip, inputs.loras)
+    return PromptOptions(request.prompt_syntax, request.clip_skip, inputs.loras, request.is_strict)
 
 
 def warnings_of(request: PictureRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -129,7 +129,13 @@ def prepare(
         own = conditioning if begun.extra is None else replace(conditioning, extra=begun.extra.to(device))
         registers = latents.new_zeros((table.num_registers, *key.shape))
         known = begun.known.to(device) if begun.known else None
-        slots.append(Slot(job_id, index, key, table, own, generator, latents, registers, known, tile=number))
+        slots.append(
+            Slot(
+                *(job_id, index, key, table, own, generator, latents, registers, known),
+                tile=number,
+                is_exact=begun.is_exact,
+            )
+        )
     return Preparation(tuple(slots), mosaics)
 
 

@@ -31,6 +31,10 @@ def fold_name(name: str) -> str:
     return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
 
 
+Reproducibility = Literal["standard", "strict"]
+"""What a seed promises in any company: the same picture to within 1/255 (standard), or the same bytes (strict)."""
+
+
 class LoraChoice(BaseModel):
     """A LoRA by the name of its file, and how strongly it counts; a negative weight turns it round."""
 
@@ -79,12 +83,17 @@ class PictureRequest(BaseModel):
     """Pictures that steer where things go (arXiv 2302.05543)."""
     upscaler: str | None = None
     """Model that enlarges what was drawn, with its own defaults, as a second half of the same job."""
+    reproducibility: Reproducibility = "standard"
     seed: int = Field(ge=0, le=MAX_SEED)
     num_images: int = Field(ge=1)
 
     def seed_of(self, index: int) -> int:
         """Seed of picture `index`: the picture is the same one that this seed draws alone."""
         return (self.seed + index) % (MAX_SEED + 1)
+
+    @property
+    def is_strict(self) -> bool:
+        return self.reproducibility == "strict"
 
     @property
     def has_guidance(self) -> bool:

@@ -24,6 +24,8 @@ class GroupKey:
     shape: tuple[int, ...]
     """(C, h, w) of the latents."""
     context_length: int
+    is_strict: bool = False
+    """Its calls have one fixed number of rows."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Slot:
     step: int = 0
     predicted_x0: Tensor | None = None
     """(C, h, w): the picture as the network sees it now."""
+    is_exact: bool = True
+    """Of a strict one: every call for it had the form that strict ones have."""
     _noise: Tensor | None = field(default=None, repr=False)
 
     @property

@@ -6,7 +6,7 @@ of diffusers' pipelines. Knows nothing of steps, batches or other pictures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ class Encoded:
     masked: Posterior | None = None
     is_drawn: Tensor | None = None
 
+    @property
+    def is_exact(self) -> bool:
+        return all(posterior.is_exact for posterior in (self.image, self.masked) if posterior)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -45,6 +49,8 @@ class Start:
     latents: Tensor
     extra: Tensor | None = None
     known: Known | None = None
+    is_exact: bool = True
+    """Its uploads were encoded in the usual way."""
 
 
 def encode_uploads(
@@ -88,14 +94,15 @@ def start(
         latents = noise * table.initial_noise_scale
     else:  # SDEdit, arXiv 2108.01073
         latents = table.signal_scale[0].item() * clean + table.noise_scale[0].item() * noise
+    begun = Start(latents, is_exact=encoded.is_exact)
     if encoded.is_drawn is None:
-        return Start(latents)
+        return begun
     if encoded.masked is not None:
-        return Start(latents, extra=torch.cat([encoded.is_drawn.float(), encoded.masked.sample(generator)]))
+        return replace(begun, extra=torch.cat([encoded.is_drawn.float(), encoded.masked.sample(generator)]))
     # diffusers encodes the masked picture for every network, and its draw moves those of the steps.
     torch.randn(shape, generator=generator)
     assert clean is not None, "Blending needs the upload. This is a bug."
-    return Start(latents, known=Known(clean, noise, encoded.is_drawn))
+    return replace(begun, known=Known(clean, noise, encoded.is_drawn))
 
 
 def small_picture(image: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -59,6 +59,7 @@ class Drawn:
     prepare_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
+    is_exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class FakeEngine:
                 del self._jobs[job_id]
                 count = range(job.request.num_images)
                 pictures = tuple(draw_fake(job.request, index) for index in count)
-                events.append(Drawn(job_id, pictures, tuple(job.request.seed_of(index) for index in count)))
+                seeds = tuple(job.request.seed_of(index) for index in count)
+                events.append(Drawn(job_id, pictures, seeds, is_exact=job.request.is_strict))
         return events
 
     def _obey(self, job: _Job) -> None:

@@ -32,7 +32,15 @@ NAMES = st.sampled_from(
     ["task", "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "sampler"]
     + ["noise_schedule", "seed", "num_images", "output_format", "previews", "model", "priority", "image", "strength"]
     + ["prompt_syntax", "clip_skip", "guidance_rescale", "loras", "controls", "noise_level", "mask_image", "mask_blur"]
-    + ["mask_convention", "padding_mask_crop", "outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"]
+    + [
+        "mask_convention",
+        "reproducibility",
+        "padding_mask_crop",
+        "outpaint_left",
+        "outpaint_top",
+        "outpaint_right",
+        "outpaint_bottom",
+    ]
 )
 LORAS = st.lists(
     st.fixed_dictionaries({"name": st.sampled_from(["ink", "gold", "iron", ""])}, optional={"weight": NUMBERS}),

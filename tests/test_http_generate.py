@@ -51,6 +51,7 @@ async def test_a_prompt_is_enough_and_every_default_is_told(redis_url, store, wo
         "num_images": 1,
         "prompt_syntax": "a1111",
         "clip_skip": 0,
+        "reproducibility": "standard",
         "loras": [],
         "upscaler": None,
         "controls": [],

@@ -35,7 +35,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.request import GenerationRequest
+from models.request import GenerationRequest, Reproducibility
 
 CONTRACT_VERSION = 2
 RETENTION_S = 24 * 3600
@@ -168,6 +168,8 @@ class Outcome(Value):
     status: Literal["succeeded", "failed", "canceled"]
     pictures: tuple[Picture, ...] = ()
     error: JobError | None = None
+    reproducibility: Reproducibility | None = None
+    """The contract that the pictures hold; None without any."""
     timings: Timings = Timings()
     ended_at: float
     execution: str | None = None

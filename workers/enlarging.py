@@ -32,6 +32,7 @@ def enlarging(request: PictureRequest, pictures: Sequence[np.ndarray], upscaler:
         guidance_rescale=defaults.guidance_rescale,
         sampler=defaults.sampler,
         noise_schedule=defaults.noise_schedule,
+        reproducibility=request.reproducibility,
         seed=request.seed,
         num_images=len(pictures),
         image=f"sha256:{hashlib.sha256(pictures[0].tobytes()).hexdigest()}",

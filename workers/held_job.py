@@ -125,10 +125,12 @@ class HeldJob:
 
     def succeed(self, pictures: tuple[Picture, ...]) -> None:
         """All files are durable; what is left is to say so."""
+        is_exact = all(half.is_exact for half in (self.first, self.drawn) if half)
         self.settle(
             Outcome(
                 status="succeeded",
                 pictures=pictures,
+                reproducibility="strict" if is_exact else "standard",
                 timings=self.timings(),
                 ended_at=time.time(),
                 execution=self.execution.id,

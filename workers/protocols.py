@@ -107,6 +107,9 @@ class Drawn(Protocol):
     def denoise_s(self) -> float: ...
     @property
     def decode_s(self) -> float: ...
+    @property
+    def is_exact(self) -> bool:
+        """It was strict, and nothing hindered that."""
 
 
 @runtime_checkable

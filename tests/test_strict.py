@@ -47,7 +47,7 @@ from tests.tiny import (
     save_tiny_upscaler,
 )
 
-MIXES = 25
+MIXES = 5
 """Of each network, in a test."""
 
 
@@ -97,7 +97,7 @@ class Studio:
             "reproducibility": reproducibility,
         }
         if self.checkpoint.upscaling:
-            size = {"width": random.choice([128, 256]), "height": 128}
+            size = {"width": random.choice([128, 160]), "height": 128, "num_images": 1}
             return UpscaleRequest(**fields | size, image=UPLOAD, noise_level=random.choice([0, 20]))
         if self.names and random.random() < 0.3:
             fields["loras"] = [{"name": f"lora{random.choice(self.names)}", "weight": random.choice([0.5, 1.0])}]
@@ -170,9 +170,10 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 
 
 def test_in_any_company_a_strict_picture_has_the_bytes_that_it_has_alone(studio: Studio) -> None:
-    different, drawn = count_differences(studio, MIXES, "strict")
+    mixes = 2 if studio.checkpoint.upscaling else MIXES
+    different, drawn = count_differences(studio, mixes, "strict")
     assert different == 0
-    assert drawn > MIXES
+    assert drawn > mixes
 
 
 def slots_of(studio: Studio, requests: list[PictureRequest]) -> list[Slot]:
@@ -253,11 +254,11 @@ def test_memory_that_does_not_suffice_for_the_form_costs_the_form_and_not_the_pi
 def test_an_autoencoder_that_must_make_do_with_tiles_says_so(
     sd: Studio, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    fields = make_alike("strict")[1].model_dump() | {"width": 256, "height": 256, "num_inference_steps": 2}
+    fields = make_alike("strict")[1].model_dump() | {"width": 384, "height": 384, "num_inference_steps": 2}
     request = ImageToImageRequest(**{**fields, "task": "image-to-image"}, image=UPLOAD, strength=1.0)
     assert sd.draw_alone(request).is_exact
     whole = getattr(Autoencoder, method)
-    limit = 200 if method == "_encode_whole" else 25
+    limit = 300 if method == "_encode_whole" else 40
 
     def fail_for_large(autoencoder: Autoencoder, tensor: torch.Tensor) -> Any:
         if tensor.shape[-1] > limit:

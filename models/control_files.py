@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import Checkpoint
-from models.checkpoint_files import read_json, refuse_keys, weight_files_in
+from models.checkpoint_files import read_json
 from models.control import ControlNet
 from models.device import is_out_of_memory
 from models.errors import CheckpointError, ControlRefused, OutOfMemory
 from models.recently_used import RecentlyUsed
 from models.request import PictureRequest
+from models.weights import load_network
 
 CONFIG = "config.json"
 _SAME = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
@@ -55,23 +56,11 @@ def _load(folder: Path, name: str, checkpoint: Checkpoint) -> ControlNet:
     except CheckpointError as error:
         raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
     _refuse_unfit(config, checkpoint.denoiser.network.config, name)
-    from diffusers import ControlNetModel
-
     try:
-        weight_files_in(folder)
-        network, info = ControlNetModel.from_pretrained(
-            folder,
-            output_loading_info=True,
-            torch_dtype=checkpoint.placement.dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-        )
-        refuse_keys("Its weights lack", info["missing_keys"])
-        return ControlNet(name, network.requires_grad_(False).eval().to(checkpoint.placement.device))
+        return ControlNet(name, load_network("ControlNetModel", folder, checkpoint.placement))
     except CheckpointError as error:
         raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except RuntimeError as error:
         if is_out_of_memory(error):
             raise OutOfMemory(f"There is no memory left for the ControlNet {name!r}.") from error
         raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error

@@ -20,8 +20,9 @@ from models.checkpoint_files import (
     read_header,
     refuse_keys,
     weight_files,
+    weight_files_in,
 )
-from models.device import Placement
+from models.device import Placement, is_out_of_memory
 from models.errors import CheckpointMissing, CheckpointRefused
 from models.single_file import find_single_file
 
@@ -58,25 +59,7 @@ class WeightFolder:
         return components_of(self.folder)
 
     def load(self, component: str, placement: Placement) -> Any:
-        import diffusers
-        import transformers
-
-        files, class_name = weight_files(self.folder)[component], self.components[component]
-        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-        options["variant"] = "fp16" if all(".fp16" in file.name for file in files) else None
-        if hasattr(transformers, class_name):
-            library, options["dtype"] = transformers, placement.dtype
-        else:
-            # The other way of loading needs a package of its own; it only lowers the peak of memory.
-            library, options["torch_dtype"], options["low_cpu_mem_usage"] = diffusers, placement.dtype, False
-        try:
-            network, info = getattr(library, class_name).from_pretrained(
-                self.folder / component, output_loading_info=True, **options
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointRefused(f"The {component} cannot be loaded: {error}") from error
-        refuse_keys(f"The {component} lacks", info["missing_keys"])  # they would be random
-        return network.requires_grad_(False).eval().to(placement.device)
+        return load_network(self.components[component], self.folder / component, placement)
 
     def count_elements(self) -> int:
         files = [file for files in weight_files(self.folder).values() for file in files]
@@ -90,6 +73,29 @@ class WeightFolder:
                 total.update(f"{file.relative_to(self.folder).as_posix()}\0".encode())
                 total.update(hashlib.file_digest(stream, "sha256").digest())
         return total.hexdigest()
+
+
+def load_network(class_name: str, folder: Path, placement: Placement) -> Any:
+    """The network in `folder`, in diffusers layout. Raises CheckpointError; faults of memory come through."""
+    import diffusers
+    import transformers
+
+    files = weight_files_in(folder)
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    options["variant"] = "fp16" if all(".fp16" in file.name for file in files) else None
+    if hasattr(transformers, class_name):
+        library, options["dtype"] = transformers, placement.dtype
+    else:
+        # The other way of loading needs a package of its own; it only lowers the peak of memory.
+        library, options["torch_dtype"], options["low_cpu_mem_usage"] = diffusers, placement.dtype, False
+    try:
+        network, info = getattr(library, class_name).from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointRefused(f"The {folder.name} cannot be loaded: {error}") from error
+    refuse_keys(f"The {folder.name} lacks", info["missing_keys"])  # they would be random
+    return network.requires_grad_(False).eval().to(placement.device)
 
 
 def find_weights(source: str) -> Weights:

@@ -107,8 +107,7 @@ def _rescaled(mixed: Tensor, positive: Tensor, phis: Tensor) -> Tensor:
     """Guided outputs brought towards the deviation of the positive ones (arXiv 2305.08891, equations 15 and 16)."""
     shape = (-1, 1, 1, 1)
     # One by one: how a sum over all of a picture is split depends on how many there are.
-    deviations = [(own.std(), mine.std()) for own, mine in zip(positive, mixed, strict=True)]
-    ratios = torch.stack([own / mine for own, mine in deviations])
+    ratios = torch.stack([own.std() / both.std() for own, both in zip(positive, mixed, strict=True)])
     blended = phis.view(shape) * (mixed * ratios.view(shape)) + (1 - phis.view(shape)) * mixed
     return torch.where(phis.view(shape) > 0, blended, mixed)
 

@@ -142,6 +142,11 @@ class Checkpoint:
         return self.window_tokens > 0
 
     @property
+    def guides_by_rows(self) -> bool:
+        """Guidance takes a second row: it reads prompts, and is not told the guidance scale instead."""
+        return self.reads_prompts and self.denoiser.guidance_width is None
+
+    @property
     def token_limit(self) -> int:
         return self.conditioner.token_limit
 

@@ -8,8 +8,9 @@ its own extra channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -49,16 +50,20 @@ class Rows:
     def split(self, size: int) -> Iterator[Rows]:
         """Parts of at most `size` rows."""
         for start in range(0, len(self), size):
-            yield self.take(range(start, min(start + size, len(self))))
+            yield self._each(itemgetter(slice(start, start + size)))
 
     def take(self, indices: Sequence[int]) -> Rows:
         """The rows of these numbers, in this order; one may be there several times."""
-        index = torch.tensor(list(indices), device=self.latents.device)
-        taken: dict[str, Any] = {}
-        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
-            is_plain = value is None or isinstance(value, Tensor)
-            taken[name] = (None if value is None else value[index]) if is_plain else [value[each] for each in indices]
-        return Rows(**taken)
+        index = torch.tensor(indices, device=self.latents.device)
+        return self._each(
+            lambda value: value[index] if isinstance(value, Tensor) else [value[each] for each in indices]
+        )
+
+    def _each(self, choose: Callable[[Any], Any]) -> Rows:
+        """What `choose` takes of each field that is there."""
+        own = ((field.name, getattr(self, field.name)) for field in fields(self))
+        chosen: dict[str, Any] = {name: None if value is None else choose(value) for name, value in own}
+        return Rows(**chosen)
 
     def kinds(self) -> list[list[int]]:
         """Numbers of the rows that take the same way through the networks: with the same LoRAs and ControlNets."""

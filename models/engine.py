@@ -265,8 +265,8 @@ class Engine:
         slots, rows_at_once = self._take_turn(key), self._capacity.rows(key)
         started = time.monotonic()
         try:
-            denoiser = self._jobs[slots[0].job_id].checkpoint.denoiser
-            broken = step_together(denoiser, slots, rows_at_once, self._rows_exactly(key))
+            checkpoint = self._jobs[slots[0].job_id].checkpoint
+            broken = step_together(checkpoint.denoiser, slots, rows_at_once, self._rows_exactly(key, checkpoint))
         except Exception as error:  # noqa: BLE001 (the boundary of a call: what fails alone fails, the rest goes on)
             if is_sticky(error):
                 raise
@@ -279,14 +279,12 @@ class Engine:
         self._yield_turn(key, slots)
         return events
 
-    def _rows_exactly(self, key: GroupKey) -> int | None:
+    def _rows_exactly(self, key: GroupKey, checkpoint: Checkpoint) -> int | None:
         """Rows of a strict call; None for other calls, and while memory does not suffice for it."""
         if not key.is_strict or self._capacity.is_lowered(key):
             return None
-        checkpoint = next(job.checkpoint for job in self._jobs.values() if job.checkpoint.name == key.network)
         is_large = key.shape[1] * key.shape[2] > checkpoint.denoiser.sample_size**2
-        takes_one_row = not checkpoint.reads_prompts or checkpoint.denoiser.guidance_width is not None
-        return 2 if is_large or takes_one_row else self._settings.strict_rows
+        return 2 if is_large or not checkpoint.guides_by_rows else self._settings.strict_rows
 
     def _take_turn(self, key: GroupKey) -> list[Slot]:
         """The slots that have waited longest, as many as the ceiling allows and at least one."""
@@ -319,8 +317,9 @@ class Engine:
     def _step_alone(self, slot: Slot) -> list[Event]:
         """Step one slot by itself, row by row; when that fails too, its job is broken."""
         try:
-            denoiser = self._jobs[slot.job_id].checkpoint.denoiser
-            broken = step_together(denoiser, [slot], rows_at_once=1, rows_exactly=self._rows_exactly(slot.key))
+            checkpoint = self._jobs[slot.job_id].checkpoint
+            exactly = self._rows_exactly(slot.key, checkpoint)
+            broken = step_together(checkpoint.denoiser, [slot], rows_at_once=1, rows_exactly=exactly)
         except Exception as error:  # noqa: BLE001 (see _step_group)
             if is_sticky(error):
                 raise

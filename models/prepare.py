@@ -179,8 +179,7 @@ def _noise_level_of(request: UpscaleRequest, checkpoint: Checkpoint) -> int | No
 
 
 def _has_negative(request: PictureRequest, checkpoint: Checkpoint) -> bool:
-    """Guidance takes a second row. A network that is told the guidance scale, or that reads no prompt, does without."""
-    return request.has_guidance and checkpoint.reads_prompts and checkpoint.denoiser.guidance_width is None
+    return request.has_guidance and checkpoint.guides_by_rows
 
 
 def _tiling_of(request: UpscaleRequest, checkpoint: Checkpoint) -> Tiling:

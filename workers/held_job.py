@@ -68,8 +68,6 @@ class HeldJob:
     preview_at: float = 0.0
     first: Drawn | None = None
     """What was drawn, while it is being enlarged."""
-    waits_for_upscaler: bool = False
-    """It finds no room in memory."""
     enlarging: UpscaleRequest | None = None
     digest: str = ""
     """Of the model that the request names."""
@@ -86,6 +84,11 @@ class HeldJob:
     def is_delicate(self) -> bool:
         """Two workers have died on it without progress: it runs alone, so that a third takes no neighbours along."""
         return self.record.deaths >= ALONE_AFTER_DEATHS
+
+    @property
+    def waits_for_upscaler(self) -> bool:
+        """It is drawn, and its upscaler finds no room in memory."""
+        return self.phase == "reading" and self.first is not None and self.checkpoint is None
 
     @property
     def model(self) -> str:

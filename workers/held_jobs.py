@@ -130,19 +130,18 @@ class HeldJobs:
     def _begin_enlarging(self, held: HeldJob, first: Drawn) -> None:
         """Hand what was drawn to the upscaler, once it is in memory; until then this is tried again."""
         others = frozenset(other.model for other in self.all if other is not held)
-        held.waits_for_upscaler = False
         try:
-            upscaler = self._parts.shelf.get(held.model, others.union(self._parts.engine.models_in_use()))
+            held.checkpoint = upscaler = self._parts.shelf.get(
+                held.model, others.union(self._parts.engine.models_in_use())
+            )
         except Exception as error:  # noqa: BLE001 (the per-job boundary)
             self._fail_for(held, error)
             return
         if upscaler is None:
-            held.waits_for_upscaler = True
             return
         if "upscale" not in upscaler.tasks:
             self._fail_for(held, RequestError(f"The model {held.model} enlarges nothing any more; see GET /models."))
             return
-        held.checkpoint = upscaler
         held.work = self._parts.io_pool.enlarge(held.record, first, held.canvas, upscaler)
 
     def _take_up(self, held: HeldJob, work: Future[Any]) -> None:

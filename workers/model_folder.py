@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-INDEX = "model_index.json"
-_WEIGHTS = ".safetensors"
-_SUFFIXES_OF_WEIGHTS = (_WEIGHTS, ".bin", ".ckpt", ".pt", ".pth")
+from models.checkpoint_files import INDEX, PICKLE_SUFFIXES, SUFFIX
+
 _LONGEST_NAME = 200
 
 _State = tuple[tuple[str, int, int], ...]
@@ -41,7 +40,7 @@ def found_models(folder: Path) -> dict[str, FoundModel]:
     if not folder.exists():
         return {}
     entries = sorted(own for own in folder.iterdir() if own.name.isprintable() and len(own.name) <= _LONGEST_NAME)
-    files = {own.stem: own for own in entries if own.suffix == _WEIGHTS and _is_file(own)}
+    files = {own.stem: own for own in entries if own.suffix == SUFFIX and _is_file(own)}
     states = {own: state for own in entries if (state := _state_of_folder(own))}
     shared = _lines(state for state in states.values() if not _has_weights(state))
     beside = _lines(state for state in states.values() if _has_weights(state)) if files else ()
@@ -76,7 +75,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _has_weights(state: _State) -> bool:
-    return any(path.endswith(_SUFFIXES_OF_WEIGHTS) for path, _, _ in state)
+    return any(path.endswith((SUFFIX, *PICKLE_SUFFIXES)) for path, _, _ in state)
 
 
 def _state_of(path: Path) -> _State:

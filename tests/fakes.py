@@ -49,6 +49,15 @@ class Prepared:
     job_id: str
     steps: int
     warnings: tuple[str, ...]
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class FakeSnapshot:
+    step: int
+
+    def to_bytes(self) -> bytes:
+        return str(self.step).encode()
 
 
 @dataclass(frozen=True)
@@ -103,10 +112,21 @@ class FakeEngine:
     def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint) -> bool:
         return len(self._jobs) < self._room
 
-    def admit(self, job_id: str, request: PictureRequest, checkpoint: FakeCheckpoint, inputs: Any = None) -> None:
+    def admit(
+        self,
+        job_id: str,
+        request: PictureRequest,
+        checkpoint: FakeCheckpoint,
+        inputs: Any = None,
+        snapshot: bytes | None = None,
+    ) -> None:
         if "refused" in request.prompt:
             raise RuntimeError("a fault where none should be")
-        self._jobs[job_id] = _Job(request)
+        self._jobs[job_id] = _Job(request, int(snapshot or 0))
+
+    def snapshot(self, job_id: str) -> FakeSnapshot | None:
+        job = self._jobs.get(job_id)
+        return FakeSnapshot(job.step) if job and job.is_prepared else None
 
     def cancel(self, job_id: str) -> bool:
         return self._jobs.pop(job_id, None) is not None
@@ -140,7 +160,7 @@ class FakeEngine:
             if not job.is_prepared:
                 job.is_prepared = True
                 warnings = ("the prompt was cut",) if "long" in job.request.prompt else ()
-                events.append(Prepared(job_id, job.request.num_inference_steps, warnings))
+                events.append(Prepared(job_id, job.request.num_inference_steps, warnings, job.step))
                 continue
             job.step += 1
             self._obey(job)

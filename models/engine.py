@@ -272,7 +272,7 @@ class Engine:
                 raise
             events = self._step_failed(key, slots, error)
         else:
-            self._meter.stepped(key, sum(slot.rows for slot in slots), len(slots), time.monotonic() - started)
+            self._meter.stepped(key, slots, rows_at_once, time.monotonic() - started)
             job_ids = dict.fromkeys(slot.job_id for slot in broken)
             events = [self._break(job_id, NotFinite(_NOT_FINITE)) for job_id in job_ids]
         self._settle_done(key)

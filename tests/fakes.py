@@ -144,7 +144,7 @@ class FakeEngine:
                 continue
             job.step += 1
             self._obey(job)
-            self.counters["slot_steps"] += 1
+            self.counters["slot_steps:fake"] += 1
             if "fault" in job.request.prompt:
                 del self._jobs[job_id]
                 events.append(Broken(job_id, NotFinite("not finite")))

@@ -137,7 +137,7 @@ class FakeWorker:
                 "host": "here",
                 "state": state,
                 "models": {"first": load},
-                "counters": {"steps": 12.0},
+                "counters": {"steps:first": 12.0, "oom_splits": 1.0},
                 **changes,
             }
         )

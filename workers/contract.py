@@ -16,6 +16,8 @@ Where is it? One key each, `denoised:` in front:
     costs:<model>             hash    job id -> predicted cost of each job that has not ended (row-steps at the model's
                                       own size): the list of what must not be lost
     suspects:<model>          hash    job id -> since when it has been in no queue and in no worker's hands
+    ended:<model>             hash    how many jobs have ended, by status, and failed, by `code:<code>`; only ever grows
+    promise:<id>              string  the seconds it was said to take when it was queued; until it has ended
     queues:<model>            set     names of this model's RQ queues that may hold jobs
     doorbell:<model>          list    rung at enqueue; an idle worker blocks on it
     events                    stream  job, kind: one entry whenever a document changes
@@ -317,7 +319,7 @@ class WorkerBeat(Value):
     wishes: dict[str, str] = {}
     """Model -> id of the last wish that is done, or turned out impossible."""
     counters: dict[str, float] = {}
-    """Monotonic since the worker started, for metrics: jobs ended by status, steps, rows, oom splits, ..."""
+    """Monotonic since the worker started, for metrics: steps, rows, oom splits, ...; named as in `models.counts`."""
 
 
 def predict_cost(request: GenerationRequest, entry: ModelEntry) -> float:

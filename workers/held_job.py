@@ -40,6 +40,14 @@ class Lease:
     keys: JobKeys
 
 
+@dataclass(frozen=True)
+class Promise:
+    """What the owner of a job was told: at which Unix second, that it would take how many more."""
+
+    told_at: float
+    eta_s: float
+
+
 @dataclass(eq=False)
 class HeldJob:
     """A claimed job on its way to an outcome."""
@@ -64,6 +72,8 @@ class HeldJob:
     steps_before: int = 0
     """Of the first half, while what it drew is enlarged."""
     shown_step: int = -1
+    promise: Promise | None = None
+    """The first ETA that was told while it was drawn."""
     warnings: tuple[str, ...] = ()
     preview_at: float = 0.0
     first: Drawn | None = None

@@ -162,6 +162,7 @@ class HeldJobs:
     def _be_patient(self, held: HeldJob, error: OSError) -> None:
         """The store refused. The job is kept, with its lease, and asked for again: at first soon, then less often."""
         now = time.monotonic()
+        self._parts.reporting.counters["store_refusals"] += 1
         if held.patience_until is None:
             held.patience_until = now + self._parts.settings.save_patience_s
             log.error("the store refuses; asking again", job=held.id, error=str(error))
@@ -266,8 +267,8 @@ class HeldJobs:
                 self._let_go(held)
                 return
             held.is_committed = True
-            self._parts.reporting.counters[f"jobs_{outcome.status}"] += 1
             log.info(outcome.status, job=held.id, execution=held.execution.id)
+            self._parts.reporting.count_end(held, outcome)
         self._parts.admission.crash_point("committed")
         try:
             self._parts.rq.finish(held)

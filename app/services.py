@@ -112,7 +112,7 @@ async def get_tenant(
 
 def note_job(request: Request, job_id: str) -> None:
     """Puts the job's id into the access log of this request."""
-    request.scope["state"]["job_id"] = job_id[:64]
+    request.scope["state"]["job"] = job_id[:64]
 
 
 ServicesHere = Annotated[Services, Depends(get_services)]

@@ -415,7 +415,6 @@ class Engine:
             return self._break(job_id, error)
         if is_out_of_memory(error):
             return self._break(job_id, OutOfMemory(_TOO_LARGE))
-        log.error("a job failed", job=job_id, exc_info=error)
         fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
         fault.__cause__ = error
         return self._break(job_id, fault)

@@ -348,9 +348,10 @@ async def test_the_access_log_names_request_tenant_and_job(redis_url, store, wor
     async with client_of(app, ALICE) as client:
         answer = await client.post("/generate", json={"prompt": "a secret"}, headers={"X-Request-ID": "req-7"})
     assert answer.headers["x-request-id"] == "req-7"
-    line = next(line for line in capsys.readouterr().err.splitlines() if '"req-7"' in line)
+    line = next(line for line in capsys.readouterr().err.splitlines() if '"event": "request"' in line)
+    assert '"request_id": "req-7"' in line
     assert '"tenant": "alice"' in line
-    assert f'"job_id": "{answer.json()["id"]}"' in line
+    assert f'"job": "{answer.json()["id"]}"' in line
     assert "secret" not in line
     assert "alice-key" not in line
 

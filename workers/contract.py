@@ -60,9 +60,10 @@ _JOB_ID = re.compile(r"^([0-9a-f]{12})([0-9a-f]{32})$")
 
 
 class Value(BaseModel):
-    """A frozen value that refuses unknown fields."""
+    """A frozen value that refuses unknown fields. What it is refused for is told without the value, which may be a
+    prompt: such errors end in logs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -119,6 +120,8 @@ class Submission(Value):
     delivery: Delivery = Delivery()
     priority: Priority = "normal"
     traceparent: str | None = None
+    request_id: str | None = None
+    """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
 
 
 class Progress(Value):

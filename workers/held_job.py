@@ -116,6 +116,11 @@ class HeldJob:
         return self.record.id
 
     @property
+    def names(self) -> dict[str, str | None]:
+        """What each line of the log about this job carries."""
+        return {"job": self.id, "execution": self.execution.id, "request_id": self.record.submission.request_id}
+
+    @property
     def execution(self) -> Execution:
         return self.lease.execution
 

@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 _LONGEST_WAIT_S = 10.0
 """Between two tries of a store that refuses."""
+_OUR_FAULT = "The worker failed on this job; its log has the reason under the job's id."
 
 
 class HeldJobs:
@@ -84,8 +85,7 @@ class HeldJobs:
         self._parts.heartbeat.keep(held.lease)
         log.info(
             "claimed",
-            job=held.id,
-            execution=held.execution.id,
+            **held.names,
             deaths=held.record.deaths,
             traceparent=held.record.submission.traceparent,
         )
@@ -165,7 +165,7 @@ class HeldJobs:
         self._parts.reporting.counters["store_refusals"] += 1
         if held.patience_until is None:
             held.patience_until = now + self._parts.settings.save_patience_s
-            log.error("the store refuses; asking again", job=held.id, error=str(error))
+            log.error("the store refuses; asking again", **held.names, error=str(error))
         if now >= held.patience_until:
             self.fail(held, StoreUnavailable(f"The store of pictures refused: {error.strerror or error}."))
             return
@@ -219,12 +219,15 @@ class HeldJobs:
         held.settle(outcome, error)
 
     def _fail_for(self, held: HeldJob, error: Exception) -> None:
-        if isinstance(error, GenerationError):
-            log.info("failed", job=held.id, execution=held.execution.id, code=error.code, detail=error.detail)
+        if isinstance(error, GenerationError) and not isinstance(error, InternalError):
+            log.info("failed", **held.names, code=error.code, detail=error.detail)
             self.fail(held, error)
             return
-        log.error("a job met a fault of ours", job=held.id, execution=held.execution.id, exc_info=error)
-        fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
+        log.error("a job met a fault of ours", **held.names, exc_info=error.__cause__ or error)
+        if isinstance(error, InternalError):
+            self.fail(held, error)
+            return
+        fault = InternalError(_OUR_FAULT)
         fault.__cause__ = error
         self.fail(held, fault)
 
@@ -257,7 +260,7 @@ class HeldJobs:
             self._parts.rq.tell(record)  # ended from outside while RQ was being told that it starts
         self._parts.rq.release(held)
         self._forget(held)
-        log.info("dropped", job=held.id, execution=held.execution.id)
+        log.info("dropped", **held.names)
 
     def _settle(self, held: HeldJob, outcome: Outcome) -> None:
         if not held.is_committed:
@@ -267,7 +270,7 @@ class HeldJobs:
                 self._let_go(held)
                 return
             held.is_committed = True
-            log.info(outcome.status, job=held.id, execution=held.execution.id)
+            log.info(outcome.status, **held.names)
             self._parts.reporting.count_end(held, outcome)
         self._parts.admission.crash_point("committed")
         try:
@@ -276,7 +279,7 @@ class HeldJobs:
             if not is_away(error):
                 raise
             # The outcome stands; when the lease has run out the recovery tells RQ.
-            log.warning("RQ was not told of an end", job=held.id)
+            log.warning("RQ was not told of an end", **held.names)
             self._parts.rq.executions.pop(held.execution.id, None)
         self._forget(held)
 
@@ -297,7 +300,7 @@ class HeldJobs:
         answer = self._parts.leases.hand_back(held.lease, held.record.queue, is_blamed=is_blamed)
         self._parts.rq.release(held)
         self._forget(held)
-        log.info("handed back", job=held.id, execution=held.execution.id, answer=answer)
+        log.info("handed back", **held.names, answer=answer)
 
     def _leave_engine(self, held: HeldJob) -> None:
         if held.phase == "drawing":

@@ -154,5 +154,5 @@ class Reporting:
 
 def _give_up(held: HeldJob, error: BaseException) -> None:
     """No more previews of this job."""
-    log.error("no preview", job=held.id, exc_info=error)
+    log.error("no preview", **held.names, exc_info=error)
     held.preview_at = math.inf

@@ -24,6 +24,7 @@ from app.security import KeyRing
 from app.settings import ApiSettings
 from workers.board import JobBoard
 from workers.contract import JobView, created_at_of
+from workers.overview import Overview
 from workers.store import Store
 
 Arguments = ParamSpec("Arguments")
@@ -37,6 +38,7 @@ class Services:
     settings: ApiSettings
     keys: KeyRing
     board: JobBoard
+    overview: Overview
     store: Store
     hub: EventHub
     metrics: HttpMetrics

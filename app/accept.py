@@ -35,6 +35,14 @@ _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
 
 
 @dataclass(frozen=True)
+class Trace:
+    """What finds a request again, in logs and in the traces of others."""
+
+    request_id: str
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True)
 class Accepted:
     """A queued job; `is_new` is false when an Idempotency-Key led to an earlier one."""
 
@@ -43,7 +51,7 @@ class Accepted:
 
 
 async def accept(
-    services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, traceparent: str | None
+    services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, trace: Trace
 ) -> Accepted:
     """Checks everything, stores the uploads, queues the job. Raises Problem; then nothing was queued or stored."""
     if idempotency:
@@ -65,7 +73,8 @@ async def accept(
         request=resolve(body, entry, uploads),
         delivery=Delivery(output_format=body.output_format, previews=body.previews),
         priority=body.priority,
-        traceparent=traceparent,
+        traceparent=trace.traceparent,
+        request_id=trace.request_id,
     )
     return await _store_and_submit(services, submission, entry, uploads, idempotency)
 

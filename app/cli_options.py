@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_generate(commands)
     _add_models(commands)
+    _add_status(commands)
     _add_keys(commands)
     return top
 
@@ -214,6 +215,17 @@ def _add_models(commands: Commands[argparse.ArgumentParser]) -> None:
     changes.add_argument(
         "--unload", metavar="NAME", help="free the memory of this model; the next job that names it loads it again"
     )
+
+
+def _add_status(commands: Commands[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser(
+        "status",
+        help="what the queues and workers do",
+        description="Shows operators every queue that has jobs, every worker with its models, and the jobs in their"
+        " hands. Where the server has keys, the tenant of yours must be in its DENOISED_OPERATORS.",
+    )
+    _add_server_options(status)
+    status.add_argument("--json", action="store_true", help="print the server's whole answers, for programs")
 
 
 def _add_server_options(command: argparse.ArgumentParser) -> None:

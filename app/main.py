@@ -29,17 +29,18 @@ from app.errors import FieldError, Problem, ProblemDocument
 from app.events import EventHub
 from app.gate import Gate, problem_answer
 from app.metrics import HttpMetrics
-from app.routes import generate, health, jobs, models, reference
+from app.routes import admin, generate, health, jobs, models, reference
 from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
 from app.security import KeyRing, load_keys
 from app.services import Services
 from app.settings import ApiSettings
 from workers.board import JobBoard
 from workers.connection import connect, connect_async
+from workers.overview import Overview
 from workers.store import open_store
 
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
-_ROUTERS = (generate.router, jobs.router, models.router, health.router, reference.router)
+_ROUTERS = (generate.router, jobs.router, models.router, admin.router, health.router, reference.router)
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
@@ -83,6 +84,7 @@ def make_log(log_format: Literal["json", "console"]) -> Any:
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *_renderers(log_format),
@@ -109,6 +111,7 @@ async def _services(
             settings=settings,
             keys=keys,
             board=JobBoard(client, retention_s=settings.retention_s),
+            overview=Overview(client),
             store=await anyio.to_thread.run_sync(open_store, settings.store),
             hub=hub,
             metrics=http_metrics,

@@ -24,6 +24,7 @@ from app.security import KeyRing
 from app.settings import ApiSettings
 from workers.board import JobBoard
 from workers.contract import JobView, created_at_of
+from workers.overview import Overview
 from workers.store import Store
 
 Arguments = ParamSpec("Arguments")
@@ -37,6 +38,7 @@ class Services:
     settings: ApiSettings
     keys: KeyRing
     board: JobBoard
+    overview: Overview
     store: Store
     hub: EventHub
     metrics: HttpMetrics
@@ -112,7 +114,7 @@ async def get_tenant(
 
 def note_job(request: Request, job_id: str) -> None:
     """Puts the job's id into the access log of this request."""
-    request.scope["state"]["job_id"] = job_id[:64]
+    request.scope["state"]["job"] = job_id[:64]
 
 
 ServicesHere = Annotated[Services, Depends(get_services)]

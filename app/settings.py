@@ -60,8 +60,8 @@ class ApiSettings(BaseSettings):
     )
     operators: Names = Field(
         (),
-        description="Tenants, comma-separated, who may load and unload models and see why one cannot be loaded. Without"
-        " keys whoever reaches the server may.",
+        description="Tenants, comma-separated, who may load and unload models, see why one cannot be loaded, and look"
+        " at all queues and workers. Without keys whoever reaches the server may.",
     )
     allowed_hosts: Names = Field(
         (),

@@ -107,11 +107,11 @@ async def measure_load(
 
 
 async def read_counters(client: httpx2.AsyncClient) -> dict[str, float]:
-    """Sums over the workers of what they have counted."""
+    """Sums of `steps` and `rows` over workers and models."""
     text = (await client.get("/metrics")).text
     totals: dict[str, float] = {}
-    for event, value in re.findall(r'^denoised_worker_events_total\{event="([^"]+)"[^}]*\} (\S+)$', text, re.M):
-        totals[event] = totals.get(event, 0.0) + float(value)
+    for name, value in re.findall(r"^denoised_(steps|rows)_total\{[^}]*\} (\S+)$", text, re.M):
+        totals[name] = totals.get(name, 0.0) + float(value)
     return totals
 
 

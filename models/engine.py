@@ -364,16 +364,16 @@ class Engine:
                 raise
             events = self._step_failed(key, slots, error)
         else:
-            self._count_call(key, slots, self._clock() - started)
+            self._count_call(key, slots, rows_at_once, self._clock() - started)
             job_ids = dict.fromkeys(slot.job_id for slot in broken)
             events = [self._break(job_id, NotFinite(_NOT_FINITE)) for job_id in job_ids]
         self._settle_done(key)
         self._yield_turn(key, slots)
         return events
 
-    def _count_call(self, key: GroupKey, slots: Sequence[Slot], seconds: float) -> None:
+    def _count_call(self, key: GroupKey, slots: Sequence[Slot], rows_allowed: int, seconds: float) -> None:
         rows, now = sum(slot.rows for slot in slots), self._clock()
-        self._meter.stepped(key, rows, len(slots), seconds)
+        self._meter.stepped(key, slots, rows_allowed, seconds)
         for slot in slots:
             self._shares.charge(self._jobs[slot.job_id].standing, seconds * slot.rows / rows)
             slot.stepped_at = now
@@ -541,7 +541,6 @@ class Engine:
             return self._break(job_id, error)
         if is_out_of_memory(error):
             return self._break(job_id, OutOfMemory(_TOO_LARGE))
-        log.error("a job failed", job=job_id, exc_info=error)
         fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
         fault.__cause__ = error
         return self._break(job_id, fault)

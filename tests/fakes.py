@@ -172,7 +172,7 @@ class FakeEngine:
                 continue
             self._obey(job)
             job.step += 1
-            self.counters["slot_steps"] += 1
+            self.counters["slot_steps:fake"] += 1
             if "fault" in job.request.prompt and not ("late" in job.request.prompt and job.step < 30):
                 del self._jobs[job_id]
                 events.append(Broken(job_id, NotFinite("not finite")))

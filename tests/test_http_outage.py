@@ -69,6 +69,8 @@ async def test_every_route_says_so_and_recovers(outage: Outage, own_client: redi
                 client.get(f"{path}/images/0"),
                 client.get(f"{path}/events"),
                 client.get("/models"),
+                client.get("/admin/queues"),
+                client.get("/admin/workers"),
                 client.get("/readyz"),
             )
 

@@ -105,7 +105,7 @@ def test_many_tenants_with_a_job_each_share_full_calls(checkpoint: Checkpoint, d
     for index in range(8):
         flood(engine, checkpoint, 1, tenant=f"tenant {index}")
     engine.step()
-    assert engine.counters["rows"] == 16
+    assert engine.counters["rows:tiny"] == 16
 
 
 def test_where_rows_cost_nothing_a_flood_fills_the_rest_of_the_calls(checkpoint: Checkpoint, device: Device) -> None:
@@ -116,7 +116,7 @@ def test_where_rows_cost_nothing_a_flood_fills_the_rest_of_the_calls(checkpoint:
         engine._meter.called("tiny", rows, 10.0 + 0.1 * rows)
     engine.admit("lone", make_request(num_inference_steps=12), checkpoint, standing=Standing("lone"))
     engine.step()
-    assert engine.counters["rows"] == 16
+    assert engine.counters["rows:tiny"] == 16
 
 
 def test_a_high_job_has_twice_the_time_of_another_tenants_and_a_low_one_half(

@@ -153,7 +153,7 @@ class Admission:
                 self._rq.tell(record)
         self._halfway = None
         if answer != "claimed":
-            log.info("a queue entry was dropped", job=held.id, reason=answer)
+            log.info("a queue entry was dropped", **held.names, reason=answer)
             return []
         return [held]
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ from rq.job import Job, Retry
 
 from workers import scripts
 from workers.contract import (
+    ENDED,
     EVENT_STREAM_LENGTH,
     PRIORITIES,
     RETENTION_S,
@@ -95,6 +96,14 @@ class QueueDepth:
     """Of the job that has waited longest; 0 when there is none."""
 
 
+@dataclass(frozen=True)
+class EndedCounts:
+    """Ended jobs of one model by status, and the failed ones by their code, for metrics."""
+
+    by_status: dict[str, int]
+    by_code: dict[str, int]
+
+
 class JobBoard:
     """All jobs of one Redis. `retention_s`: how long ended ones are kept; `job_timeout_s`: how long one may run."""
 
@@ -144,6 +153,8 @@ class JobBoard:
         view = self.get(earlier or record.id)
         if view is None:  # erased in the same moment
             view = JobView(record=record, status="queued")
+        if earlier is None and view.status == "queued" and view.eta_s is not None:
+            self._redis.set(key("promise", record.id), f"{view.eta_s:.3f}", ex=self.retention_s)
         return view, earlier is None
 
     def find_idempotent(self, tenant: str, idempotency: Idempotency) -> JobView | None:
@@ -420,6 +431,15 @@ class JobBoard:
                 depths[model, priority] = QueueDepth(sum(queue.length for queue in queues), wait_s)
         return depths
 
+    def ended_counts(self) -> dict[str, EndedCounts]:
+        """Model -> how many of its jobs have ended since the beginning, of every model in the catalogue."""
+        models = self._models()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.hgetall(key("ended", model))
+            answers = pipe.execute()
+        return {model: _ended_counts(fields) for model, fields in zip(models, answers, strict=True)}
+
     def _models(self) -> list[str]:
         return sorted(text(raw) for raw in self._redis.hkeys(key("catalogue")))
 
@@ -429,6 +449,14 @@ class JobBoard:
             model: [queue_name(model, priority, tenant) for priority in PRIORITIES]
             for model in dict.fromkeys((*self._models(), *models))
         }
+
+
+def _ended_counts(fields: Mapping[bytes, bytes]) -> EndedCounts:
+    counts = {text(name): int(count) for name, count in fields.items()}
+    return EndedCounts(
+        by_status={status: counts.get(status, 0) for status in sorted(ENDED)},
+        by_code={name.removeprefix("code:"): count for name, count in counts.items() if name.startswith("code:")},
+    )
 
 
 def _canceled(record: JobRecord) -> Outcome:

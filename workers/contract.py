@@ -16,6 +16,8 @@ Where is it? One key each, `denoised:` in front:
     costs:<model>             hash    job id -> predicted cost of each job that has not ended (row-steps at the model's
                                       own size): the list of what must not be lost
     suspects:<model>          hash    job id -> since when it has been in no queue and in no worker's hands
+    ended:<model>             hash    how many jobs have ended, by status, and failed, by `code:<code>`; only ever grows
+    promise:<id>              string  the seconds it was said to take when it was queued; until it has ended
     queues:<model>            set     names of this model's RQ queues that may hold jobs
     doorbell:<model>          list    rung at enqueue; an idle worker blocks on it
     events                    stream  job, kind: one entry whenever a document changes
@@ -59,9 +61,10 @@ _JOB_ID = re.compile(r"^([0-9a-f]{12})([0-9a-f]{32})$")
 
 
 class Value(BaseModel):
-    """A frozen value that refuses unknown fields."""
+    """A frozen value that refuses unknown fields. What it is refused for is told without the value, which may be a
+    prompt: such errors end in logs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -118,6 +121,8 @@ class Submission(Value):
     delivery: Delivery = Delivery()
     priority: Priority = "normal"
     traceparent: str | None = None
+    request_id: str | None = None
+    """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
 
 
 class Progress(Value):
@@ -333,7 +338,7 @@ class WorkerBeat(Value):
     wishes: dict[str, str] = {}
     """Model -> id of the last wish that is done, or turned out impossible."""
     counters: dict[str, float] = {}
-    """Monotonic since the worker started, for metrics: jobs ended by status, steps, rows, oom splits, ..."""
+    """Monotonic since the worker started, for metrics: steps, rows, oom splits, ...; named as in `models.counts`."""
 
 
 def predict_cost(request: GenerationRequest, entry: ModelEntry) -> float:

@@ -40,6 +40,14 @@ class Lease:
     keys: JobKeys
 
 
+@dataclass(frozen=True)
+class Promise:
+    """What the owner of a job was told: at which Unix second, that it would take how many more."""
+
+    told_at: float
+    eta_s: float
+
+
 @dataclass(eq=False)
 class HeldJob:
     """A claimed job on its way to an outcome."""
@@ -69,6 +77,8 @@ class HeldJob:
     """It goes back to its queue when this is saved."""
     resumed_from_step: int | None = None
     shown_step: int = -1
+    promise: Promise | None = None
+    """The first ETA that was told while it was drawn."""
     warnings: tuple[str, ...] = ()
     preview_at: float = 0.0
     first: Drawn | None = None
@@ -115,6 +125,11 @@ class HeldJob:
     @property
     def id(self) -> str:
         return self.record.id
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """What each line of the log about this job carries."""
+        return {"job": self.id, "execution": self.execution.id, "request_id": self.record.submission.request_id}
 
     @property
     def execution(self) -> Execution:

@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 _LONGEST_WAIT_S = 10.0
 """Between two tries of a store that refuses."""
+_OUR_FAULT = "The worker failed on this job; its log has the reason under the job's id."
 
 
 class HeldJobs:
@@ -90,8 +91,7 @@ class HeldJobs:
         self._parts.heartbeat.keep(held.lease)
         log.info(
             "claimed",
-            job=held.id,
-            execution=held.execution.id,
+            **held.names,
             deaths=held.record.deaths,
             traceparent=held.record.submission.traceparent,
         )
@@ -187,14 +187,15 @@ class HeldJobs:
             self._parts.reporting.counters["jobs_resumed"] += 1
         held.resumed_from_step = step
         self._parts.snapshots.take_up(held, step)
-        log.info("resumed", job=held.id, execution=held.execution.id, step=step)
+        log.info("resumed", **held.names, step=step)
 
     def _be_patient(self, held: HeldJob, error: OSError) -> None:
         """The store refused. The job is kept, with its lease, and asked for again: at first soon, then less often."""
         now = time.monotonic()
+        self._parts.reporting.counters["store_refusals"] += 1
         if held.patience_until is None:
             held.patience_until = now + self._parts.settings.save_patience_s
-            log.error("the store refuses; asking again", job=held.id, error=str(error))
+            log.error("the store refuses; asking again", **held.names, error=str(error))
         if now >= held.patience_until:
             self.fail(held, StoreUnavailable(f"The store of pictures refused: {error.strerror or error}."))
             return
@@ -250,12 +251,15 @@ class HeldJobs:
         held.settle(outcome, error)
 
     def _fail_for(self, held: HeldJob, error: Exception) -> None:
-        if isinstance(error, GenerationError):
-            log.info("failed", job=held.id, execution=held.execution.id, code=error.code, detail=error.detail)
+        if isinstance(error, GenerationError) and not isinstance(error, InternalError):
+            log.info("failed", **held.names, code=error.code, detail=error.detail)
             self.fail(held, error)
             return
-        log.error("a job met a fault of ours", job=held.id, execution=held.execution.id, exc_info=error)
-        fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
+        log.error("a job met a fault of ours", **held.names, exc_info=error.__cause__ or error)
+        if isinstance(error, InternalError):
+            self.fail(held, error)
+            return
+        fault = InternalError(_OUR_FAULT)
         fault.__cause__ = error
         self.fail(held, fault)
 
@@ -290,7 +294,7 @@ class HeldJobs:
         if record is None or record.outcome:
             self._parts.snapshots.erase(held)
         self._forget(held)
-        log.info("dropped", job=held.id, execution=held.execution.id)
+        log.info("dropped", **held.names)
 
     def _settle(self, held: HeldJob, outcome: Outcome) -> None:
         if not held.is_committed:
@@ -300,9 +304,9 @@ class HeldJobs:
                 self._let_go(held)
                 return
             held.is_committed = True
-            self._parts.reporting.counters[f"jobs_{outcome.status}"] += 1
+            log.info(outcome.status, **held.names)
+            self._parts.reporting.count_end(held, outcome)
             self._parts.snapshots.erase(held)
-            log.info(outcome.status, job=held.id, execution=held.execution.id)
         self._parts.admission.crash_point("committed")
         try:
             self._parts.rq.finish(held)
@@ -310,7 +314,7 @@ class HeldJobs:
             if not is_away(error):
                 raise
             # The outcome stands; when the lease has run out the recovery tells RQ.
-            log.warning("RQ was not told of an end", job=held.id)
+            log.warning("RQ was not told of an end", **held.names)
             self._parts.rq.executions.pop(held.execution.id, None)
         self._forget(held)
 
@@ -330,7 +334,7 @@ class HeldJobs:
     def _park(self, held: HeldJob) -> None:
         held.parking = None
         if held.phase in ("reading", "ready", "drawing"):
-            log.info("parked", job=held.id, execution=held.execution.id)
+            log.info("parked", **held.names)
             self._leave_engine(held)
             self._hand_back(held, is_blamed=False)
 
@@ -352,7 +356,7 @@ class HeldJobs:
         answer = self._parts.leases.hand_back(held.lease, held.record.queue, is_blamed=is_blamed)
         self._parts.rq.release(held)
         self._forget(held)
-        log.info("handed back", job=held.id, execution=held.execution.id, answer=answer)
+        log.info("handed back", **held.names, answer=answer)
 
     def _leave_engine(self, held: HeldJob) -> None:
         if held.phase == "drawing":

@@ -47,6 +47,7 @@ class JobKeys(NamedTuple):
     queues: str
     doorbell: str
     suspects: str
+    ended: str
 
 
 def job_keys(record: JobRecord) -> JobKeys:
@@ -72,6 +73,7 @@ def keys_of(job_id: str, model: str, tenant: str, queue: str) -> JobKeys:
         queues=key("queues", model),
         doorbell=key("doorbell", model),
         suspects=key("suspects", model),
+        ended=key("ended", model),
     )
 
 

@@ -96,7 +96,12 @@ class Recovery:
             verdicts = [text(raw) for raw in pipe.execute()]
         for record, verdict in zip(records, verdicts, strict=True):
             if verdict == "recovered":
-                log.warning("a job was left behind and is queued again", job=record.id, execution=record.execution)
+                log.warning(
+                    "a job was left behind and is queued again",
+                    job=record.id,
+                    execution=record.execution,
+                    request_id=record.submission.request_id,
+                )
             elif verdict == "foreign":
                 self._board.reconcile(record.id)
         return verdicts.count("recovered")

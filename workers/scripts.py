@@ -47,6 +47,9 @@ local function record_outcome(k, job, outcome, retention)
   redis.call('EXPIRE', k.progress, ttl)
   redis.call('DEL', k.preview)
   redis.call('HDEL', k.costs, job)
+  local ended = cjson.decode(outcome)
+  redis.call('HINCRBY', k.ended, ended.status, 1)
+  if type(ended.error) == 'table' then redis.call('HINCRBY', k.ended, 'code:' .. ended.error.code, 1) end
   redis.call('SET', k.gone, tenant, 'EX', 2 * ttl)
   for companion in string.gmatch(redis.call('HGET', k.record, 'companions') or '', '[^\\n]+') do
     local value = redis.call('GET', companion)
@@ -65,7 +68,7 @@ end
 _KEYS = """
 local k = {}
 for i, name in ipairs({'rq_job', 'record', 'queue', 'intermediate', 'lease', 'canceled', 'progress', 'preview',
-                       'costs', 'index', 'gone', 'events', 'queues', 'doorbell', 'suspects'}) do
+                       'costs', 'index', 'gone', 'events', 'queues', 'doorbell', 'suspects', 'ended'}) do
   k[name] = KEYS[i]
 end
 local job = ARGV[1]

@@ -247,7 +247,7 @@ class Worker:
             self._publish()
         if now >= self._recovery_at:
             self._recovery_at = now + settings.maintenance_interval_s
-            self._parts.recovery.run()
+            self._parts.reporting.counters["jobs_recovered"] += self._parts.recovery.run()
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_S
             sweep = self._parts.io_pool.sweep(settings.retention_s, self._parts.board.is_known)

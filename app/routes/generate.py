@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from app.accept import Accepted, accept
+from app.accept import Accepted, Trace, accept
 from app.answers import document_answer, preferred_wait_s, problems
 from app.documents import job_document, job_path
 from app.errors import Problem
@@ -101,10 +101,24 @@ async def generate(
 ) -> Response:
     """Queues one job for one or more pictures and answers with its document; `Location` is where it is found."""
     payload, idempotency = await _understand(services, request.headers, await _read_body(request), idempotency_key)
-    trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
-    accepted = await accept(services, tenant, payload, idempotency, trace)
+    parent = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
+    accepted = await accept(services, tenant, payload, idempotency, Trace(request.state.request_id, parent))
     note_job(request, accepted.view.record.id)
+    _tell(services, accepted)
     return await _answer(services, accepted, preferred_wait_s(prefer or [], services.settings.max_wait_s))
+
+
+def _tell(services: Services, accepted: Accepted) -> None:
+    """The line that has the job and its request beside each other; the answer may come much later."""
+    record = accepted.view.record
+    services.log.info(
+        "accepted" if accepted.is_new else "accepted before",
+        job=record.id,
+        tenant=record.submission.tenant,
+        model=record.submission.request.model,
+        task=record.submission.request.task,
+        priority=record.submission.priority,
+    )
 
 
 async def _read_body(request: Request) -> bytes:

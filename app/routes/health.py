@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from app.answers import document_answer, problems
 from app.errors import Problem
-from app.metrics import CONTENT_TYPE, BoardFigures, render
+from app.figures import BoardFigures
+from app.metrics import CONTENT_TYPE, render
 from app.schemas import HealthDocument
 from app.services import Services, ServicesHere, TenantHere
 
@@ -47,13 +48,12 @@ async def metrics(services: ServicesHere, _tenant: TenantHere) -> Response:
 
 
 async def _figures(services: Services) -> BoardFigures:
+    board = services.board
     try:
-        depths = await services.on_board(services.board.queue_depths)
-        beats = await services.on_board(services.board.beats)
+        return BoardFigures(
+            queues=await services.on_board(board.queue_depths),
+            ended=await services.on_board(board.ended_counts),
+            beats=await services.on_board(board.beats),
+        )
     except RedisError:
         return BoardFigures(is_redis_up=False)
-    return BoardFigures(
-        queued={(model, priority): depth.queued for (model, priority), depth in depths.items()},
-        oldest_wait_s={(model, priority): depth.oldest_wait_s for (model, priority), depth in depths.items()},
-        beats=beats,
-    )

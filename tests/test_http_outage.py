@@ -137,3 +137,18 @@ async def test_the_application_starts_without_redis(outage: Outage, store: Local
         assert_problem(await client.get("/readyz"), "redis_unavailable")
         outage.end()
         assert_problem(await client.get("/readyz"), "no_worker")
+
+
+@pytest.mark.asyncio
+async def test_readiness_warns_of_a_redis_that_could_lose_jobs(
+    outage: Outage, own_client: redis.Redis, store: LocalStore
+) -> None:
+    FakeWorker(own_client, store).beat()
+    own_client.config_set("maxmemory-policy", "volatile-lru")
+    own_client.config_set("appendonly", "no")
+    async with client_of(create_app(settings_for(outage.server.url, store))) as client:
+        warnings = (await client.get("/readyz")).json()["warnings"]
+    assert [word for sentence in warnings for word in sentence.split() if word in ("noeviction.", "yes.")] == [
+        "noeviction.",
+        "yes.",
+    ]

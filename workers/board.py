@@ -26,6 +26,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job, Retry
 
 from workers import scripts
+from workers.connection import misgivings
 from workers.contract import (
     EVENT_STREAM_LENGTH,
     PRIORITIES,
@@ -103,6 +104,7 @@ class JobBoard:
         self.retention_s = retention_s
         self._job_timeout_s = job_timeout_s
         self._end = redis.register_script(scripts.END)
+        self._erase = redis.register_script(scripts.ERASE)
         self._forecast = Forecast(redis)
 
     # --- submit -------------------------------------------------------------------------------------------------------
@@ -285,13 +287,7 @@ class JobBoard:
             return
         if view.record.outcome is None:
             raise ValueError("a job that has not ended cannot be erased; cancel it first")
-        keys = job_keys(view.record)
-        with self._redis.pipeline() as pipe:
-            pipe.delete(keys.record, keys.progress, keys.preview)
-            pipe.zrem(keys.tenant_index, job_id)
-            pipe.set(keys.gone, view.record.submission.tenant, ex=2 * self.retention_s)
-            pipe.xadd(keys.events, {"job": job_id, "kind": "status"}, maxlen=EVENT_STREAM_LENGTH)
-            pipe.execute()
+        self._erase(keys=list(job_keys(view.record)), args=[job_id, 2 * self.retention_s])
         self._erase_rq_job(job_id)
 
     def reconcile(self, job_id: str) -> bool:
@@ -352,6 +348,10 @@ class JobBoard:
                 with contextlib.suppress(ValidationError):
                     found[name] = ModelEntry.model_validate_json(raw)
         return found
+
+    def misgivings(self) -> tuple[str, ...]:
+        """What about the Redis server could lose accepted jobs, a sentence each."""
+        return misgivings(self._redis)
 
     def beats(self) -> list[WorkerBeat]:
         """The newest beat of each live worker, by name."""

@@ -23,6 +23,7 @@ from workers.board import JobBoard
 from workers.contract import JobRecord, is_queue_of, key
 from workers.forecast import read_beat
 from workers.jobkeys import intermediate_key, job_keys, lease_key, queue_key, read_record, text
+from workers.redis_backoff import while_there_is_memory
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -59,7 +60,9 @@ class Recovery:
 
         The workers of a model share its rounds; each model has its own, since not every worker serves all of them.
         """
-        recovered = sum(self._look_after(model) for model in self._models() if self._is_ours_now(model))
+        recovered = 0
+        with while_there_is_memory("a look for lost jobs"):
+            recovered = sum(self._look_after(model) for model in self._models() if self._is_ours_now(model))
         self._forget_silent_workers()
         return recovered
 

@@ -24,6 +24,7 @@ from workers.io_pool import IOPool
 from workers.jobkeys import text
 from workers.lease import Leases
 from workers.protocols import Engine
+from workers.redis_backoff import while_there_is_memory
 from workers.repertoire import Repertoire
 
 log = structlog.get_logger(__name__)
@@ -109,8 +110,10 @@ class Reporting:
             error = future.exception()
             if error is not None:
                 _give_up(held, error)
-            elif held.phase == "drawing" and self._leases.write_preview(held.lease, future.result()) != "held":
-                not_ours.append(held)
+            elif held.phase == "drawing":
+                with while_there_is_memory("a preview"):
+                    if self._leases.write_preview(held.lease, future.result()) != "held":
+                        not_ours.append(held)
         return not_ours
 
     def status(self, state: State, engine: Engine, repertoire: Repertoire) -> WorkerBeat:

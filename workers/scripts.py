@@ -6,6 +6,9 @@ and RQ's) are written down once.
 
 The clock is always the server's, so that machines need not agree about the time.
 
+A server whose memory is full refuses what could take more. Jobs must go on to their ends then, because only ends give
+memory back; so the scripts that lead there are flagged `allow-oom` (Redis 7 and later). What they write is small.
+
 What a job's state is made of: the record's `outcome` (there or not: the only thing that ends a job), RQ's `status`
 field (queued or started), membership in RQ's queue list or in its intermediate list, and the lease: the member
 `<job>:<execution>` of RQ's StartedJobRegistry, with the time it expires as score.
@@ -19,6 +22,8 @@ DOORBELL_LENGTH = 64
 """Rings that are remembered; more workers than that need not wake for one burst."""
 INDEX_TTL_S = 30 * 24 * 3600
 """A tenant's index outlives its last change by this; entries of expired records leave it earlier."""
+
+_ALLOW_OOM = "#!lua flags=allow-oom\n"
 
 _PRELUDE = f"""
 local function now()
@@ -73,7 +78,24 @@ k.record_prefix = string.sub(k.record, 1, #k.record - #job)
 """
 """Names for KEYS; the same order as `workers.jobkeys.JobKeys`."""
 
-_HEAD = _PRELUDE + _RECORD_OUTCOME + _KEYS
+_HEAD_WITHIN_MEMORY = _PRELUDE + _RECORD_OUTCOME + _KEYS
+_HEAD = _ALLOW_OOM + _HEAD_WITHIN_MEMORY
+
+POP = (
+    _ALLOW_OOM
+    + """
+-- KEYS: queue, intermediate. The first job of a queue moves to the list of those that are not started yet.
+return redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
+"""
+)
+
+BEAT = (
+    _ALLOW_OOM
+    + """
+-- KEYS: workers. ARGV: worker, its beat.
+return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
+)
 
 CLAIM = (
     _HEAD
@@ -148,9 +170,9 @@ return 'held'
 )
 
 PREVIEW = (
-    _HEAD
+    _HEAD_WITHIN_MEMORY
     + f"""
--- ARGV: job, execution, picture bytes. As PROGRESS.
+-- ARGV: job, execution, picture bytes. As PROGRESS, but only while there is memory.
 if redis.call('HEXISTS', k.record, 'outcome') == 1 then return 'ended' end
 if redis.call('HGET', k.record, 'execution') ~= ARGV[2] then return 'lost' end
 redis.call('SET', k.preview, ARGV[3], 'EX', {PROGRESS_TTL_S})
@@ -229,6 +251,21 @@ redis.call('SADD', k.queues, name)
 ring(k.doorbell, job)
 emit(k.events, job, 'status')
 return 'queued'
+"""
+)
+
+ERASE = (
+    _HEAD
+    + """
+-- ARGV: job, seconds that its id is remembered. Forgets a job that has ended.
+local tenant = redis.call('HGET', k.record, 'tenant')
+if not tenant then return 'gone' end
+if redis.call('HEXISTS', k.record, 'outcome') == 0 then return 'unended' end
+redis.call('DEL', k.record, k.progress, k.preview)
+redis.call('ZREM', k.index, job)
+redis.call('SET', k.gone, tenant, 'EX', tonumber(ARGV[2]))
+emit(k.events, job, 'status')
+return 'erased'
 """
 )
 

@@ -74,6 +74,7 @@ class Worker:
         self._install_signal_handlers()
         code, is_blamed = 0, False
         self._until_redis_answers(lambda: self._parts.rq.bootstrap(None))
+        self._until_redis_answers(self._tell_misgivings)
         try:
             self._publish()
             self._parts.heartbeat.start()
@@ -110,6 +111,10 @@ class Worker:
             parts.heartbeat.hurry()
         if not parts.repertoire.serves_any:
             raise _NothingToServe("None of the configured models can be loaded.")
+
+    def _tell_misgivings(self) -> None:
+        for sentence in self._parts.board.misgivings():
+            log.warning(sentence)
 
     def _until_redis_answers(self, call: Callable[[], object]) -> None:
         """At the start there is nothing to do beside it: ask until it succeeds, or until told to end."""

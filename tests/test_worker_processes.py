@@ -405,16 +405,23 @@ def test_a_full_store_delays_a_job_and_does_not_lose_it(fleet: Fleet) -> None:
     fleet.assert_each_succeeded_once([job_id])
 
 
-def test_a_store_that_refuses_for_too_long_fails_the_job(fleet: Fleet) -> None:
-    fleet.start(DENOISED_SAVE_PATIENCE_S="0.1")
+def test_a_job_that_the_store_refuses_for_too_long_goes_back_and_is_drawn_when_it_can_be_saved(fleet: Fleet) -> None:
+    worker = fleet.start(DENOISED_SAVE_PATIENCE_S="0.1")
     blocked = fleet.store.root / ".tmp"
     blocked.rmdir()
     blocked.write_bytes(b"")
-    (job_id,) = fleet.submit(make_submission())
-    (view,) = fleet.wait_ended([job_id])
-    assert view.record.outcome is not None
-    assert view.record.outcome.error is not None
-    assert view.record.outcome.error.code == "store_unavailable"
+    ids = fleet.submit(make_submission(), make_submission(seed=2))
+    fleet.wait_for(lambda: fleet.logs().count("handed back") == 2)
+    assert [fleet.view(job_id).status for job_id in ids] == ["queued", "queued"]
+    fleet.wait_for(lambda: not fleet.client.llen(key("doorbell", "fake")))  # it has heard of them and lets them lie
+    assert fleet.logs().count("claimed") == 2
+    blocked.unlink()
+    blocked.mkdir(mode=0o700)
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    assert claim_order(fleet)[-2:] == ids
+    assert [fleet.view(job_id).record.deaths for job_id in ids] == [0, 0]
+    assert worker.poll() is None
 
 
 def test_previews_are_shown_to_who_asked_for_them(fleet: Fleet) -> None:

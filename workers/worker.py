@@ -221,6 +221,8 @@ class Worker:
         room = min(settings.admissions_per_tick - jobs.waiting, settings.max_jobs - len(jobs.all))
         if self._is_draining or room <= 0 or jobs.is_delicate or jobs.unsaved >= settings.save_backlog:
             return
+        if not jobs.can_be_saved:
+            return
         parts = self._parts
         parts.admission.pause(parts.repertoire.paused | jobs.crowding)
         for held in parts.admission.take(parts.engine, parts.shelf, self._models_in_use, room):

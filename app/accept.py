@@ -6,6 +6,7 @@ beyond the Problems it raises.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import anyio.to_thread
@@ -14,6 +15,7 @@ from redis.exceptions import RedisError
 from app.errors import Problem, field_problem
 from app.payload import Payload, require_no_files_but
 from app.resolve import Uploads, check_controls, choose_model, enlarged_size, parse_body, resolve
+from app.room import needed_bytes
 from app.schemas import AnyBody, InpaintingBody, TextToImageBody
 from app.services import Services
 from app.uploads import (
@@ -187,6 +189,7 @@ async def _store_and_submit(
     idempotency: Idempotency | None,
 ) -> Accepted:
     job_id = new_job_id()
+    await services.on_store(services.room.take, job_id, needed_bytes(submission.request, uploads))
     is_kept = False
     try:
         for upload in {upload.name: upload for upload in uploads.all}.values():
@@ -207,8 +210,17 @@ async def _store_and_submit(
         is_kept = await _may_be_queued(services, job_id)
         raise
     finally:
-        if uploads.all and not is_kept:
+        if not is_kept:
+            await _leave_nothing(services, job_id, uploads)
+
+
+async def _leave_nothing(services: Services, job_id: str, uploads: Uploads) -> None:
+    try:
+        if uploads.all:
             await services.on_store(services.store.erase, job_id)
+    finally:
+        with contextlib.suppress(RedisError):  # what is left reserved is found later
+            await services.on_board(services.room.give_back, job_id)
 
 
 async def _may_be_queued(services: Services, job_id: str) -> bool:

@@ -56,6 +56,12 @@ class Store(Protocol):
     def erase(self, job_id: str) -> None:
         """Removes all of the job's files, if there are any."""
 
+    def used_bytes(self) -> int:
+        """Bytes of all files. Looks at every one of them: nothing for every request."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that the disk has left, at once; None where nobody can say."""
+
     def expire(self, older_than_s: float, is_alive: Callable[[str], bool]) -> int:
         """Erases the jobs whose id was made longer ago than that and that `is_alive` disowns; returns how many."""
 
@@ -110,6 +116,21 @@ class LocalStore:
             return
         _sync_folder(folder.parent)
         shutil.rmtree(doomed)
+
+    def used_bytes(self) -> int:
+        total, folders = 0, [self.root]
+        while folders:
+            with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # erased meanwhile
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(Path(entry.path))
+                        else:
+                            total += entry.stat(follow_symlinks=False).st_size
+        return total
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self.root).free
 
     def expire(self, older_than_s: float, is_alive: Callable[[str], bool]) -> int:
         self._clean_strays()
@@ -199,6 +220,15 @@ class RemoteStore:
         with contextlib.suppress(FileNotFoundError), _refusals_as_os_errors():
             self._files.invalidate_cache()  # other processes write here too
             self._files.rm(folder, recursive=True)
+
+    def used_bytes(self) -> int:
+        with _refusals_as_os_errors():
+            self._files.invalidate_cache()
+            found: dict[str, dict[str, Any]] = self._files.find(self._root, detail=True)
+        return sum(info.get("size") or 0 for info in found.values())
+
+    def free_bytes(self) -> int | None:
+        return None
 
     def expire(self, older_than_s: float, is_alive: Callable[[str], bool]) -> int:
         self._files.invalidate_cache()

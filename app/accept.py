@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import anyio.to_thread
 from redis.exceptions import RedisError
 
+from app.documents import job_path
 from app.errors import Problem, field_problem
 from app.payload import Payload, require_no_files_but
 from app.resolve import Uploads, check_controls, choose_model, enlarged_size, parse_body, resolve
@@ -28,7 +29,7 @@ from app.uploads import (
     read_mask,
     read_upload,
 )
-from workers.board import Idempotency, IdempotencyConflict
+from workers.board import Idempotency, IdempotencyConflict, NotDurable
 from workers.contract import Delivery, JobView, ModelEntry, Submission, new_job_id
 
 _UPLOAD_FIELDS = frozenset({"image", "mask_image"})
@@ -47,7 +48,26 @@ class Accepted:
 async def accept(
     services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, traceparent: str | None
 ) -> Accepted:
-    """Checks everything, stores the uploads, queues the job. Raises Problem; then nothing was queued or stored."""
+    """Checks everything, stores the uploads, queues the job. Raises Problem; then nothing was queued or stored, unless
+    the problem is that a queued job is not known to be on disk."""
+    accepted = await _accept(services, tenant, payload, idempotency, traceparent)
+    if services.settings.durability == "always":
+        await _confirm_durable(services, accepted.view)
+    return accepted
+
+
+async def _confirm_durable(services: Services, view: JobView) -> None:
+    """Also for a repeat: what its first request could not confirm may not be on disk yet."""
+    try:
+        await services.on_board(services.board.confirm_durable, view.record.submission.tenant)
+    except NotDurable as error:
+        where = {"Location": job_path(view.record.id)}
+        raise Problem("durability_unconfirmed", f"The job is {view.record.id}.", headers=where) from error
+
+
+async def _accept(
+    services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, traceparent: str | None
+) -> Accepted:
     if idempotency:
         try:
             earlier = await services.on_board(services.board.find_idempotent, tenant, idempotency)

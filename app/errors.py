@@ -28,7 +28,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     └── repeats                        idempotency_conflict
     429  not now                       queue_full  streams_full
     503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  store_full
-                                       internal
+                                       durability_unconfirmed  internal
 """
 
 from __future__ import annotations
@@ -222,6 +222,11 @@ def _table() -> dict[str, ErrorKind]:
             "There is no room for more pictures",
             "Erase jobs you do not need (DELETE /jobs/{id}), or repeat the request after Retry-After seconds.",
         ),
+        "durability_unconfirmed": kind(
+            503,
+            "The job is queued, but perhaps not on disk yet",
+            "Follow the job at Location, or repeat the request with the same Idempotency-Key.",
+        ),
         "internal": kind(
             503,
             "A fault of ours",
@@ -240,6 +245,7 @@ RETRY_AFTER_S: Mapping[str, int] = MappingProxyType(
         "not_ready": 5,
         "store_unavailable": 10,
         "store_full": 60,
+        "durability_unconfirmed": 2,
         "internal": 5,
         "streams_full": 5,
     }

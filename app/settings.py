@@ -117,6 +117,13 @@ class ApiSettings(BaseSettings):
         gt=0,
         description="Seconds that an ended job, its pictures and uploads are kept. The workers need the same value.",
     )
+    durability: Literal["everysec", "always"] = Field(
+        "everysec",
+        description="When an accepted job is on Redis's disk: within a second or two (a machine that loses power may"
+        " forget what it accepted last), or always before it is accepted. `always` makes the embedded server sync"
+        " before every answer; a Redis of your own must be 7.2 or later, and answers as soon as its appendfsync lets"
+        " it. docs/reliability.md has the price.",
+    )
     max_wait_s: float = Field(
         60.0,
         ge=0,

@@ -14,6 +14,7 @@ import redis
 from app.main import create_app
 from tests.http_kit import FakeWorker, client_of, png, settings_for
 from tests.test_http_errors import assert_problem
+from workers import board
 from workers.connection import connect
 from workers.embedded import EmbeddedServer, ensure_server
 from workers.store import LocalStore
@@ -152,3 +153,36 @@ async def test_readiness_warns_of_a_redis_that_could_lose_jobs(
         "noeviction.",
         "yes.",
     ]
+
+
+@pytest.mark.asyncio
+async def test_a_202_comes_after_the_disk_when_that_is_asked_for(
+    outage: Outage, own_client: redis.Redis, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "DURABLE_WITHIN_S", 0.2)
+    FakeWorker(own_client, store).publish()
+    app = create_app(settings_for(outage.server.url, store, durability="always"))
+    headers = {"Idempotency-Key": "k"}
+    async with client_of(app) as client:
+        own_client.config_set("appendfsync", "no")  # the disk never answers
+        refused = await client.post("/generate", json={"prompt": "a pear"}, headers=headers)
+        assert_problem(refused, "durability_unconfirmed")
+        assert_problem(
+            await client.post("/generate", json={"prompt": "a pear"}, headers=headers), "durability_unconfirmed"
+        )
+        own_client.config_set("appendfsync", "always")
+        repeated = await client.post("/generate", json={"prompt": "a pear"}, headers=headers)
+        jobs = (await client.get("/jobs")).json()["jobs"]
+    assert repeated.status_code == 202
+    assert repeated.headers["Location"] == refused.headers["Location"]
+    assert [job["id"] for job in jobs] == [repeated.json()["id"]]
+
+
+@pytest.mark.asyncio
+async def test_a_redis_that_cannot_promise_durability_accepts_nothing_when_that_is_asked_for(
+    outage: Outage, own_client: redis.Redis, store: LocalStore
+) -> None:
+    own_client.config_set("appendonly", "no")
+    FakeWorker(own_client, store).publish()
+    async with client_of(create_app(settings_for(outage.server.url, store, durability="always"))) as client:
+        assert_problem(await client.post("/generate", json={"prompt": "a pear"}), "redis_unavailable")

@@ -64,6 +64,8 @@ from workers.jobkeys import (
 from workers.turns import Lookout
 from workers.views import older_ids, read_views
 
+DURABLE_WITHIN_S = 4.0
+"""A server that syncs once a second answers in one; below the client's own timeout."""
 _RETRIES = 1000
 """RQ's own clean-up queues an abandoned job again while it has retries left; how often it may die is our decision."""
 _FOREIGN_ENDINGS = {
@@ -85,6 +87,10 @@ class Idempotency:
 
 class IdempotencyConflict(Exception):
     """The key was used before with another body."""
+
+
+class NotDurable(Exception):
+    """The server did not say in time that its log is on disk."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,19 @@ class JobBoard:
         if view is None:  # erased in the same moment
             view = JobView(record=record, status="queued")
         return view, earlier is None
+
+    def confirm_durable(self, tenant: str) -> None:
+        """Waits until everything written so far is on the server's disk (WAITAOF: Redis 7.2 and later, appendonly yes).
+
+        Raises NotDurable when that is not so within DURABLE_WITHIN_S; the jobs are queued all the same.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            # WAITAOF counts from the last write of its own connection, which is not the one that submitted.
+            pipe.expire(key("jobs", tenant), scripts.INDEX_TTL_S + self.retention_s)
+            pipe.execute_command("WAITAOF", 1, 0, int(DURABLE_WITHIN_S * 1000))
+            _, (synced, _) = pipe.execute()
+        if not synced:
+            raise NotDurable
 
     def find_idempotent(self, tenant: str, idempotency: Idempotency) -> JobView | None:
         """The job of an earlier request with this key. Raises IdempotencyConflict when its body was another one."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import redis
 
+from workers import scripts
 from workers.contract import created_at_of, key
 from workers.jobkeys import text
 
@@ -38,16 +39,16 @@ class Reservations:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self._reserve = client.register_script(scripts.RESERVE)
 
     def reserve(self, job_id: str, size_bytes: int) -> StoreUse:
         """Reserves, then tells how much all have reserved: of two that want the last room both may be refused, and
         never both let in."""
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hset(key("reserved"), job_id, size_bytes)
-            pipe.hvals(key("reserved"))
+            self._reserve(keys=[key("reserved")], args=[job_id, size_bytes], client=pipe)
             pipe.get(key("stored"))
-            _, reserved, counted = pipe.execute()
-        return StoreUse(sum(map(int, reserved)), None if counted is None else int(counted))
+            reserved, counted = pipe.execute()
+        return StoreUse(int(reserved), None if counted is None else int(counted))
 
     def release(self, job_id: str) -> None:
         self._redis.hdel(key("reserved"), job_id)

@@ -322,6 +322,14 @@ return 'recovered'
 """
 )
 
+RESERVE = """
+-- KEYS: reserved. ARGV: job, bytes. Reserves, then answers with the sum over all jobs.
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+local sum = 0
+for _, bytes in ipairs(redis.call('HVALS', KEYS[1])) do sum = sum + tonumber(bytes) end
+return string.format('%.0f', sum)
+"""
+
 FORGET_QUEUE = """
 -- KEYS: queues set, queue, intermediate, lease. ARGV: queue name. Drops the name of a queue that holds nothing.
 if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[4]) > 0 then return 0 end

@@ -67,7 +67,7 @@ class Room:
             raise
 
     def give_back(self, job_id: str) -> None:
-        """The job was not accepted."""
+        """The job was not accepted, or it is erased with its files."""
         self.reservations.release(job_id)
 
     def _check_disk(self, reserved: int) -> None:

@@ -200,6 +200,7 @@ class JobBoard:
         self._enqueue(pipe, record)
         pipe.lpush(keys.doorbell, record.id)
         pipe.ltrim(keys.doorbell, 0, scripts.DOORBELL_LENGTH - 1)
+        pipe.expire(keys.doorbell, scripts.DOORBELL_TTL_S)
         pipe.xadd(keys.events, {"job": record.id, "kind": "status"}, maxlen=EVENT_STREAM_LENGTH)
 
     def _enqueue(self, pipe: Pipeline, record: JobRecord) -> None:

@@ -63,7 +63,7 @@ class Reservations:
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.exists(key("job", job_id))
-                pipe.hexists(key("job", job_id), "outcome")
+                pipe.exists(key("gone", job_id))  # from the outcome on, and longer than the record
             answers = pipe.execute()
         old = time.time() - ABANDONED_S
         return [

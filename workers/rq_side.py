@@ -29,10 +29,11 @@ from rq.worker import BaseWorker, WorkerStatus
 
 from models.errors import GenerationError
 from workers import scripts
-from workers.contract import JobRecord
+from workers.contract import RETENTION_S, JobRecord
 from workers.held_job import HeldJob, open_held_job
 from workers.jobkeys import SERIALIZER, text
 from workers.redis_backoff import while_there_is_memory
+from workers.tidying import REGISTRIES
 
 log = structlog.get_logger(__name__)
 
@@ -150,7 +151,15 @@ class RqSide(BaseWorker):
             job.ended_at = now()
             self._stopped_job_id = job.id  # RQ's way to say: not failed, and not to be retried
             self.handle_job_failure(job, held.queue, exc_string=_STOPPED, execution=held.execution)
+        self._let_registries_expire(held)
         self._rest_if_idle()
+
+    def _let_registries_expire(self, held: HeldJob) -> None:
+        """RQ gives them no end; the next job of the queue puts it off, and until then the recovery trims them."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            for registry in REGISTRIES:
+                pipe.expire(registry.key_template.format(held.queue.name), 2 * (held.job.result_ttl or RETENTION_S))
+            pipe.execute()
 
     def release(self, held: HeldJob) -> None:
         """Forget an execution that RQ is not told about: it was lost, handed back, or ended from outside."""

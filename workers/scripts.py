@@ -20,6 +20,8 @@ from workers.contract import EVENT_STREAM_LENGTH, PROGRESS_TTL_S
 
 DOORBELL_LENGTH = 64
 """Rings that are remembered; more workers than that need not wake for one burst."""
+DOORBELL_TTL_S = 3600
+"""A ring that nobody hears is forgotten; workers look at the queues every second anyway."""
 INDEX_TTL_S = 30 * 24 * 3600
 """A tenant's index outlives its last change by this; entries of expired records leave it earlier."""
 
@@ -36,6 +38,7 @@ end
 local function ring(doorbell, job)
   redis.call('LPUSH', doorbell, job)
   redis.call('LTRIM', doorbell, 0, {DOORBELL_LENGTH - 1})
+  redis.call('EXPIRE', doorbell, {DOORBELL_TTL_S})
 end
 local function stamp(seconds)
   return string.format('%.3f', seconds)
@@ -222,6 +225,7 @@ if redis.call('EXISTS', k.rq_job) == 1 then
   if left ~= '' then
     redis.call('HSET', k.rq_job, 'status', left)
     redis.call('ZADD', k.canceled, stamp(now()), job)
+    redis.call('EXPIRE', k.canceled, 2 * tonumber(retention))
   end
   redis.call('EXPIRE', k.rq_job, tonumber(retention))
 end
@@ -331,8 +335,8 @@ return string.format('%.0f', sum)
 """
 
 FORGET_QUEUE = """
--- KEYS: queues set, queue, intermediate, lease. ARGV: queue name. Drops the name of a queue that holds nothing.
-if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[4]) > 0 then return 0 end
+-- KEYS: queues set, then what may be left of the queue. ARGV: its name. Drops the name of a queue that holds nothing.
+if redis.call('EXISTS', unpack(KEYS, 2)) > 0 then return 0 end
 return redis.call('SREM', KEYS[1], ARGV[1])
 """
 

@@ -140,11 +140,15 @@ class LocalStore:
                 continue
             self.erase(job_id)
             erased += 1
-            with contextlib.suppress(OSError):  # not empty yet
-                folder = self.root.joinpath(*_place(job_id))
-                folder.parent.rmdir()
-                folder.parent.parent.rmdir()
+        self._remove_empty_folders(time.time() - older_than_s)
         return erased
+
+    def _remove_empty_folders(self, before: float) -> None:
+        """Those of a time in which no job is made any more; jobs that were erased leave them, too."""
+        for names in _old_folders(self._names, before):
+            with contextlib.suppress(OSError):  # not empty yet
+                self.root.joinpath(*names).rmdir()
+                self.root.joinpath(names[0]).rmdir()
 
     def _file(self, job_id: str, name: str) -> Path:
         return self.root.joinpath(*_place(job_id), _checked(name))
@@ -281,14 +285,20 @@ def _checked(name: str) -> str:
 
 def _old_ids(names: Callable[..., list[str]], before: float) -> Iterator[str]:
     """Job ids made before that moment (unix seconds). Folders are sorted by time: young ones are not opened."""
+    for upper, lower in _old_folders(names, before):
+        for job_id in sorted(names(upper, lower)):
+            made = created_at_of(job_id)
+            if made is not None and made < before:
+                yield job_id
+
+
+def _old_folders(names: Callable[..., list[str]], before: float) -> Iterator[tuple[str, str]]:
+    """Both levels of every folder that may have jobs made before that moment."""
     newest = f"{max(0, int(before * 1000)):012x}"
     first, second = _LEVELS
     for upper in sorted(name for name in names() if len(name) == first and name <= newest[:first]):
         for lower in sorted(name for name in names(upper) if upper + name <= newest[:second]):
-            for job_id in sorted(names(upper, lower)):
-                made = created_at_of(job_id)
-                if made is not None and made < before:
-                    yield job_id
+            yield upper, lower
 
 
 def _host() -> str:

@@ -243,7 +243,7 @@ class Worker:
             self._recovery_at = now + settings.maintenance_interval_s
             self._parts.recovery.run()
         if now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP_S
+            self._sweep_at = now + min(_SWEEP_S, settings.retention_s / 4)
             sweep = self._parts.io_pool.sweep(settings.retention_s, self._parts.board.is_known)
             sweep.add_done_callback(_log_sweep)
 

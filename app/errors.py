@@ -27,7 +27,8 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     ├── masks                          mask_missing  mask_empty  mask_size_mismatch
     └── repeats                        idempotency_conflict
     429  not now                       queue_full  streams_full
-    503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  internal
+    503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  store_full
+                                       durability_unconfirmed  internal
 """
 
 from __future__ import annotations
@@ -216,6 +217,16 @@ def _table() -> dict[str, ErrorKind]:
             "Pictures cannot be stored or read now",
             "Repeat the request after Retry-After seconds; whoever runs the server should look at its disk.",
         ),
+        "store_full": kind(
+            503,
+            "There is no room for more pictures",
+            "Erase jobs you do not need (DELETE /jobs/{id}), or repeat the request after Retry-After seconds.",
+        ),
+        "durability_unconfirmed": kind(
+            503,
+            "The job is queued, but perhaps not on disk yet",
+            "Follow the job at Location, or repeat the request with the same Idempotency-Key.",
+        ),
         "internal": kind(
             503,
             "A fault of ours",
@@ -228,7 +239,16 @@ ERRORS: Mapping[str, ErrorKind] = MappingProxyType(_table())
 """Every code that an answer can carry; `docs/errors.md` has a heading for each."""
 
 RETRY_AFTER_S: Mapping[str, int] = MappingProxyType(
-    {"redis_unavailable": 2, "no_worker": 5, "not_ready": 5, "store_unavailable": 10, "internal": 5, "streams_full": 5}
+    {
+        "redis_unavailable": 2,
+        "no_worker": 5,
+        "not_ready": 5,
+        "store_unavailable": 10,
+        "store_full": 60,
+        "durability_unconfirmed": 2,
+        "internal": 5,
+        "streams_full": 5,
+    }
 )
 """Seconds to wait where nothing better is known than how long such a fault usually lasts."""
 

@@ -466,4 +466,11 @@ class ModelStateDocument(Document):
 class HealthDocument(Document):
     """The process answers."""
 
-    status: Literal["ok", "ready"]
+    status: Literal["ok"]
+
+
+class ReadyDocument(Document):
+    """The server can draw."""
+
+    status: Literal["ready"]
+    warnings: tuple[str, ...] = Field(description="What about Redis could lose accepted jobs.")

@@ -6,6 +6,7 @@ lifespan.
 
 from __future__ import annotations
 
+import errno
 import functools
 import time
 from collections.abc import Callable
@@ -20,12 +21,15 @@ from fastapi.security import HTTPBearer
 from app.errors import Problem
 from app.events import EventHub
 from app.metrics import HttpMetrics
+from app.room import Room
 from app.security import KeyRing
 from app.settings import ApiSettings
 from workers.board import JobBoard
 from workers.contract import JobView, created_at_of
 from workers.overview import Overview
 from workers.store import Store
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -40,6 +44,7 @@ class Services:
     board: JobBoard
     overview: Overview
     store: Store
+    room: Room
     hub: EventHub
     metrics: HttpMetrics
     log: Any
@@ -64,7 +69,7 @@ class Services:
             raise
         except OSError as error:
             self.log.error("store", error=str(error))
-            raise Problem("store_unavailable") from error
+            raise Problem("store_full" if error.errno in _FULL else "store_unavailable") from error
 
     def is_operator(self, tenant: str) -> bool:
         """Whether this tenant may look after the server. Without keys everybody who reaches it may."""

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,8 @@ async def measure(url: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(url: str | None) -> Iterator[str]:
-    """The URL of a server that is ready; one of our own unless `url` names another."""
+def serving(url: str | None, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The URL of a server that is ready; one of our own, with `environment` besides ours, unless `url` is given."""
     if url:
         yield url
         return
@@ -161,7 +161,9 @@ def serving(url: str | None) -> Iterator[str]:
         log = Path(folder) / "serve.log"
         command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--data-dir", f"{folder}/data"]
         with log.open("wb") as output:
-            server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            server = subprocess.Popen(
+                command, env={**os.environ, **(environment or {})}, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
             own = f"http://127.0.0.1:{port}"
             wait_until_ready(own, server, log)

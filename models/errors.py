@@ -17,7 +17,6 @@ the job document, the API only repeats them.
     ├── OutOfMemory           `out_of_memory`
     ├── TimedOut              `timeout`
     ├── Abandoned             `abandoned`
-    ├── StoreUnavailable      `store_unavailable`
     └── InternalError         `internal`
 """
 
@@ -114,12 +113,6 @@ class Abandoned(GenerationError):
     code = "abandoned"
 
 
-class StoreUnavailable(GenerationError):
-    """The store of pictures refused for too long (a full disk, a lost network)."""
-
-    code = "store_unavailable"
-
-
 class InternalError(GenerationError):
     """A fault of ours. The log of the worker has the traceback under the job's id."""
 
@@ -142,7 +135,6 @@ JOB_ERROR_CODES: tuple[str, ...] = tuple(
             OutOfMemory,
             TimedOut,
             Abandoned,
-            StoreUnavailable,
             InternalError,
         )
     )

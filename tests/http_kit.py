@@ -102,7 +102,7 @@ def is_untouched(client: redis.Redis, store: LocalStore) -> bool:
     """Nothing is queued, recorded or stored."""
     left = [
         name
-        for pattern in ("rq:*", key("job", "*"), key("jobs", "*"), key("upload", "*"))
+        for pattern in ("rq:*", key("job", "*"), key("jobs", "*"), key("upload", "*"), key("reserved"))
         for name in client.keys(pattern)
     ]
     files = [path for path in store.root.rglob("*") if path.is_file()]

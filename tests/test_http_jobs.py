@@ -221,7 +221,7 @@ async def test_readiness_says_what_is_missing(redis_url, store, worker) -> None:
     assert [document["code"] for document in seen] == ["no_worker", "not_ready", "not_ready", "not_ready"]
     for document, word in zip(seen, ("heart", "loading", "draining", "No model"), strict=True):
         assert word in document["detail"]
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "warnings": []})
 
 
 @pytest.mark.asyncio

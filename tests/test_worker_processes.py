@@ -16,7 +16,7 @@ from rq.worker import Worker as StockWorker
 
 from models.request import InpaintingRequest
 from tests.board_values import make_submission
-from tests.fleet import Fleet, freeze, thaw
+from tests.fleet import LEASE_S, Fleet, freeze, thaw
 from workers.connection import connect
 from workers.contract import key
 from workers.embedded import ensure_server
@@ -134,6 +134,31 @@ def test_a_server_that_takes_no_writes_is_waited_for_at_the_start_and_in_the_mid
     fleet.wait_ended(ids)
     fleet.assert_each_succeeded_once(ids)
     assert (worker.poll(), second.poll()) == (None, None)
+
+
+def test_jobs_are_taken_drawn_committed_canceled_and_erased_while_redis_has_no_memory_left(fleet: Fleet) -> None:
+    """Only jobs that end give memory back, so that their way to the end must be open."""
+    fleet.start(FAKE_STEP_S="0.02", FAKE_ROOM="2")
+    steps = round(2 * LEASE_S / 0.02)  # long enough to lose a lease that is not renewed
+    drawn, beside, queued, canceled, erased = fleet.submit(
+        *(make_submission(seed=seed, steps=steps, previews=True) for seed in range(2)),
+        *(make_submission(seed=seed) for seed in range(2, 5)),
+    )
+    fleet.wait_running([drawn, beside])
+    fleet.client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            fleet.submit(make_submission())
+        fleet.board.cancel(canceled)
+        fleet.wait_ended([drawn, beside, queued, canceled, erased])
+        fleet.board.erase(erased)
+        assert fleet.board.beats()
+    finally:
+        fleet.client.config_set("maxmemory", 0)
+    assert fleet.board.get(erased) is None
+    assert fleet.view(canceled).status == "canceled"
+    fleet.assert_each_succeeded_once([drawn, beside, queued])
+    assert [fleet.view(job_id).record.deaths for job_id in (drawn, beside, queued)] == [0, 0, 0]
 
 
 def test_a_job_is_committed_after_the_server_came_back(tmp_path: Path) -> None:
@@ -470,16 +495,23 @@ def test_a_full_store_delays_a_job_and_does_not_lose_it(fleet: Fleet) -> None:
     fleet.assert_each_succeeded_once([job_id])
 
 
-def test_a_store_that_refuses_for_too_long_fails_the_job(fleet: Fleet) -> None:
-    fleet.start(DENOISED_SAVE_PATIENCE_S="0.1")
+def test_a_job_that_the_store_refuses_for_too_long_goes_back_and_is_drawn_when_it_can_be_saved(fleet: Fleet) -> None:
+    worker = fleet.start(DENOISED_SAVE_PATIENCE_S="0.1")
     blocked = fleet.store.root / ".tmp"
     blocked.rmdir()
     blocked.write_bytes(b"")
-    (job_id,) = fleet.submit(make_submission())
-    (view,) = fleet.wait_ended([job_id])
-    assert view.record.outcome is not None
-    assert view.record.outcome.error is not None
-    assert view.record.outcome.error.code == "store_unavailable"
+    ids = fleet.submit(make_submission(), make_submission(seed=2))
+    fleet.wait_for(lambda: fleet.logs().count("handed back") == 2)
+    assert [fleet.view(job_id).status for job_id in ids] == ["queued", "queued"]
+    fleet.wait_for(lambda: not fleet.client.llen(key("doorbell", "fake")))  # it has heard of them and lets them lie
+    assert fleet.logs().count("claimed") == 2
+    blocked.unlink()
+    blocked.mkdir(mode=0o700)
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    assert claim_order(fleet)[-2:] == ids
+    assert [fleet.view(job_id).record.deaths for job_id in ids] == [0, 0]
+    assert worker.poll() is None
 
 
 def test_previews_are_shown_to_who_asked_for_them(fleet: Fleet) -> None:

@@ -26,6 +26,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job, Retry
 
 from workers import scripts
+from workers.connection import misgivings
 from workers.contract import (
     ENDED,
     EVENT_STREAM_LENGTH,
@@ -64,6 +65,8 @@ from workers.jobkeys import (
 from workers.turns import Lookout
 from workers.views import older_ids, read_views
 
+DURABLE_WITHIN_S = 4.0
+"""A server that syncs once a second answers in one; below the client's own timeout."""
 _RETRIES = 1000
 """RQ's own clean-up queues an abandoned job again while it has retries left; how often it may die is our decision."""
 _FOREIGN_ENDINGS = {
@@ -85,6 +88,10 @@ class Idempotency:
 
 class IdempotencyConflict(Exception):
     """The key was used before with another body."""
+
+
+class NotDurable(Exception):
+    """The server did not say in time that its log is on disk."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class JobBoard:
         self.retention_s = retention_s
         self._job_timeout_s = job_timeout_s
         self._end = redis.register_script(scripts.END)
+        self._erase = redis.register_script(scripts.ERASE)
         self._forecast = Forecast(redis)
 
     # --- submit -------------------------------------------------------------------------------------------------------
@@ -157,6 +165,19 @@ class JobBoard:
             self._redis.set(key("promise", record.id), f"{view.eta_s:.3f}", ex=self.retention_s)
         return view, earlier is None
 
+    def confirm_durable(self, tenant: str) -> None:
+        """Waits until everything written so far is on the server's disk (WAITAOF: Redis 7.2 and later, appendonly yes).
+
+        Raises NotDurable when that is not so within DURABLE_WITHIN_S; the jobs are queued all the same.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            # WAITAOF counts from the last write of its own connection, which is not the one that submitted.
+            pipe.expire(key("jobs", tenant), scripts.INDEX_TTL_S + self.retention_s)
+            pipe.execute_command("WAITAOF", 1, 0, int(DURABLE_WITHIN_S * 1000))
+            _, (synced, _) = pipe.execute()
+        if not synced:
+            raise NotDurable
+
     def find_idempotent(self, tenant: str, idempotency: Idempotency) -> JobView | None:
         """The job of an earlier request with this key. Raises IdempotencyConflict when its body was another one."""
         earlier = self._earlier(tenant, idempotency)
@@ -190,6 +211,7 @@ class JobBoard:
         self._enqueue(pipe, record)
         pipe.lpush(keys.doorbell, record.id)
         pipe.ltrim(keys.doorbell, 0, scripts.DOORBELL_LENGTH - 1)
+        pipe.expire(keys.doorbell, scripts.DOORBELL_TTL_S)
         pipe.xadd(keys.events, {"job": record.id, "kind": "status"}, maxlen=EVENT_STREAM_LENGTH)
 
     def _enqueue(self, pipe: Pipeline, record: JobRecord) -> None:
@@ -296,13 +318,7 @@ class JobBoard:
             return
         if view.record.outcome is None:
             raise ValueError("a job that has not ended cannot be erased; cancel it first")
-        keys = job_keys(view.record)
-        with self._redis.pipeline() as pipe:
-            pipe.delete(keys.record, keys.progress, keys.preview)
-            pipe.zrem(keys.tenant_index, job_id)
-            pipe.set(keys.gone, view.record.submission.tenant, ex=2 * self.retention_s)
-            pipe.xadd(keys.events, {"job": job_id, "kind": "status"}, maxlen=EVENT_STREAM_LENGTH)
-            pipe.execute()
+        self._erase(keys=list(job_keys(view.record)), args=[job_id, 2 * self.retention_s])
         self._erase_rq_job(job_id)
 
     def reconcile(self, job_id: str) -> bool:
@@ -363,6 +379,10 @@ class JobBoard:
                 with contextlib.suppress(ValidationError):
                     found[name] = ModelEntry.model_validate_json(raw)
         return found
+
+    def misgivings(self) -> tuple[str, ...]:
+        """What about the Redis server could lose accepted jobs, a sentence each."""
+        return misgivings(self._redis)
 
     def beats(self) -> list[WorkerBeat]:
         """The newest beat of each live worker, by name."""

@@ -25,6 +25,9 @@ Where is it? One key each, `denoised:` in front:
     workers                   hash    worker name -> WorkerBeat; an older beat than BEAT_TTL_S is a dead worker
     wishes                    hash    model name -> Wish: what an operator last asked of its workers; expires by itself
     recovery:<model>          string  a worker has just looked for this model's lost jobs; expires by itself
+    reserved                  hash    job id -> bytes that it may write into the store; see `workers.reservations`
+    stored                    string  bytes that the store had when it was last counted; expires by itself
+    counting                  string  an API process counts, or has just counted, the store; expires by itself
 """
 
 from __future__ import annotations

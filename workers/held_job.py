@@ -68,6 +68,8 @@ class HeldJob:
     """Monotonic; while the store refuses, until when we ask again."""
     ask_again_at: float = 0.0
     refusals: int = 0
+    is_refused: bool = False
+    """The store refused it for too long: it goes back to its queue."""
     steps: int = 0
     steps_before: int = 0
     """Of the first half, while what it drew is enlarged."""

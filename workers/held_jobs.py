@@ -8,11 +8,12 @@ neither queues nor turns.
        └── to be enlarged ─┘
 
 From any phase a job can be settled early (a fault, its time limit, an operator's stop), dropped (canceled or lost: the
-record says so already) or handed back (this worker ends).
+record says so already) or handed back (this worker ends, or its store refuses for too long).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from concurrent.futures import Future, wait
@@ -21,13 +22,14 @@ from typing import Any
 import redis
 import structlog
 
-from models.errors import Abandoned, GenerationError, InternalError, RequestError, StoreUnavailable, TimedOut
+from models.errors import Abandoned, GenerationError, InternalError, RequestError, TimedOut
 from workers.assembly import WorkerParts
 from workers.contract import JobError, Outcome, slug
 from workers.held_job import MOST_DEATHS, HeldJob
 from workers.io_pool import Brought
 from workers.protocols import Broken, Drawn, Prepared
 from workers.redis_backoff import is_away
+from workers.store_gate import StoreGate
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +44,7 @@ class HeldJobs:
     def __init__(self, parts: WorkerParts) -> None:
         self._parts = parts
         self._by_id: dict[str, HeldJob] = {}
+        self._store_gate = StoreGate(parts.io_pool.try_store)
 
     @property
     def all(self) -> tuple[HeldJob, ...]:
@@ -55,6 +58,11 @@ class HeldJobs:
     def unsaved(self) -> int:
         """Drawn jobs that are not written yet."""
         return sum(held.phase == "saving" for held in self.all)
+
+    @property
+    def can_be_saved(self) -> bool:
+        """The store takes files, or has not refused them for long."""
+        return self._store_gate.is_open
 
     @property
     def reading(self) -> int:
@@ -112,6 +120,7 @@ class HeldJobs:
             if now > held.deadline and held.phase in ("reading", "ready", "drawing"):
                 self.fail(held, TimedOut(f"The job ran longer than its limit of {held.job.timeout:.0f} s."))
         self.take_up()
+        self._store_gate.keep_up()
         for held in self.all:
             if held.work is None and held.phase in ("reading", "saving") and now >= held.ask_again_at:
                 self._ask_store(held)
@@ -197,7 +206,9 @@ class HeldJobs:
             held.patience_until = now + self._parts.settings.save_patience_s
             log.error("the store refuses; asking again", **held.names, error=str(error))
         if now >= held.patience_until:
-            self.fail(held, StoreUnavailable(f"The store of pictures refused: {error.strerror or error}."))
+            log.error("the store refuses for too long; the job goes back", job=held.id, error=str(error))
+            held.is_refused, held.ask_again_at = True, math.inf
+            self._store_gate.shut()
             return
         held.refusals += 1
         held.ask_again_at = now + min(_LONGEST_WAIT_S, 0.1 * 2**held.refusals)
@@ -319,11 +330,11 @@ class HeldJobs:
         self._forget(held)
 
     def clear_the_way(self, wanted: str | None) -> None:
-        """Give back what keeps a model in memory in whose place another is needed: for an upscaler what has not begun,
-        for a model that has waited too long (`wanted`) all, each job as soon as it is saved."""
+        """Give back what the store refused for too long, and what keeps a model in memory in whose place another is
+        needed: for an upscaler what has not begun, for one that has waited too long (`wanted`) all, once saved."""
         crowding = self.crowding
         for held in reversed(self.all):
-            if held.model in crowding and held.phase in ("reading", "ready") and held.first is None:
+            if held.is_refused or held.model in crowding and held.phase in ("reading", "ready") and held.first is None:
                 self._hand_back(held, is_blamed=False)
         for held in reversed(self.all):
             if held.parking is not None and held.parking.done():

@@ -21,12 +21,15 @@ from PIL import Image, UnidentifiedImageError
 from models.canvas import Canvas, Mask, make_canvas
 from models.errors import ImageUnusable, UploadMissing
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
-from workers.contract import JobRecord, Picture
+from workers.contract import JobRecord, Picture, new_job_id
 from workers.enlarging import enlarging
 from workers.pictures import encode_picture, preview_bytes, recipe_of
 from workers.protocols import Drawn
 from workers.saved import Saved, read_saved
 from workers.store import Store
+
+_TRIAL_BYTES = 2**20
+"""About a picture: a disk may have room for a few bytes and for nothing of use."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,10 @@ class IOPool:
         """A preview's file."""
         return self.start(_preview, pixels, canvas)
 
+    def try_store(self) -> Future[None]:
+        """Writes a file and removes it. Raises OSError when the store refuses."""
+        return self.start(_try_store, self._store)
+
     def sweep(self, older_than_s: float, is_alive: Callable[[str], bool]) -> Future[int]:
         """Erases the files of expired jobs."""
         return self.start(self._store.expire, older_than_s, is_alive)
@@ -100,6 +107,14 @@ class IOPool:
         future = self._pool.submit(work, *args)
         future.add_done_callback(lambda _: self._wake.set())
         return future
+
+
+def _try_store(store: Store) -> None:
+    job_id = new_job_id()
+    try:
+        store.put(job_id, "trial", bytes(_TRIAL_BYTES))
+    finally:
+        store.erase(job_id)
 
 
 def _read(store: Store, read_ahead: ReadAhead, record: JobRecord, checkpoint: Any) -> Brought:

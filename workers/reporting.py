@@ -25,6 +25,7 @@ from workers.io_pool import IOPool
 from workers.jobkeys import text
 from workers.lease import Leases
 from workers.protocols import Engine
+from workers.redis_backoff import while_there_is_memory
 from workers.repertoire import Repertoire
 
 log = structlog.get_logger(__name__)
@@ -115,10 +116,11 @@ class Reporting:
             if error is not None:
                 _give_up(held, error)
             elif held.phase == "drawing":
-                if self._leases.write_preview(held.lease, future.result()) == "held":
-                    self.counters["previews"] += 1
-                else:
-                    not_ours.append(held)
+                with while_there_is_memory("a preview"):
+                    if self._leases.write_preview(held.lease, future.result()) == "held":
+                        self.counters["previews"] += 1
+                    else:
+                        not_ours.append(held)
         return not_ours
 
     def count_end(self, held: HeldJob, outcome: Outcome) -> None:

@@ -123,7 +123,8 @@ class WorkerSettings(BaseSettings):
     save_patience_s: float = Field(
         300.0,
         ge=0,
-        description="Seconds that a finished job waits for a store that refuses it (a full disk) before it fails.",
+        description="Seconds that a job waits in this worker for a store that refuses it (a full disk). Then it goes "
+        "back to its queue, and the worker takes no others until the store takes files again.",
     )
     snapshot_interval_s: float = Field(
         5.0,

@@ -81,6 +81,7 @@ class Worker:
         self._install_signal_handlers()
         code, is_blamed = 0, False
         self._until_redis_answers(lambda: self._parts.rq.bootstrap(None))
+        self._until_redis_answers(self._tell_misgivings)
         try:
             self._publish()
             self._parts.heartbeat.start()
@@ -116,6 +117,10 @@ class Worker:
             parts.heartbeat.hurry()
         if not parts.repertoire.serves_any:
             raise _NothingToServe("None of the configured models can be loaded.")
+
+    def _tell_misgivings(self) -> None:
+        for sentence in self._parts.board.misgivings():
+            log.warning(sentence)
 
     def _until_redis_answers(self, call: Callable[[], object]) -> None:
         """At the start there is nothing to do beside it: ask until it succeeds, or until told to end."""
@@ -228,6 +233,8 @@ class Worker:
         room = min(settings.admissions_per_tick - jobs.reading, settings.max_jobs - len(jobs.all))
         if self._is_draining or room <= 0 or jobs.is_delicate or jobs.unsaved >= settings.save_backlog:
             return
+        if not jobs.can_be_saved:
+            return
         parts = self._parts
         parts.admission.pause(parts.repertoire.paused | jobs.crowding)
         sated = jobs.sated(settings.max_jobs)
@@ -249,7 +256,7 @@ class Worker:
             self._recovery_at = now + settings.maintenance_interval_s
             self._parts.reporting.counters["jobs_recovered"] += self._parts.recovery.run()
         if now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP_S
+            self._sweep_at = now + min(_SWEEP_S, settings.retention_s / 4)
             sweep = self._parts.io_pool.sweep(settings.retention_s, self._parts.board.is_known)
             sweep.add_done_callback(_log_sweep)
 

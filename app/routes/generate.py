@@ -74,7 +74,7 @@ _PROBLEMS = problems(
     "lora_unknown",
     "control_unknown",
     "upscaler_unknown",
-    *("redis_unavailable", "no_worker", "store_unavailable", "internal"),
+    *("redis_unavailable", "no_worker", "store_unavailable", "store_full", "durability_unconfirmed", "internal"),
 )
 
 

@@ -36,9 +36,9 @@ import hashlib
 import re
 import secrets
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from models.request import GenerationRequest, Reproducibility
 
@@ -61,13 +61,24 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 EventKind = Literal["status", "progress", "preview", "end"]
 
 _JOB_ID = re.compile(r"^([0-9a-f]{12})([0-9a-f]{32})$")
+_UNFIT = re.compile(r"[^A-Za-z0-9_-]")
+_HASHED = re.compile(r"-[0-9a-f]{16}$")
 
 
 class Value(BaseModel):
-    """A frozen value that refuses unknown fields. What it is refused for is told without the value, which may be a
-    prompt: such errors end in logs."""
+    """A frozen value that refuses unknown fields, and numbers that JSON cannot write. What it is refused for is told
+    without the value, which may be a prompt: such errors end in logs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+
+def _writable(text: str) -> str:
+    """Half of a surrogate pair is no character, and stands for a byte in names of files that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+UnixTime = Annotated[float, Field(ge=0, lt=2**37)]
+"""Seconds since 1970; what is no time (it would be the year 6325) is refused where it is read."""
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -90,9 +101,12 @@ def key(kind: str, *parts: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name fit for keys and queues: other characters than letters, digits, `_`, `-` are replaced and hashed."""
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    """A name fit for keys and queues, for each name another one: other characters than letters, digits, `_`, `-` are
+    replaced and hashed. A name that looks as if it had been through this is hashed, too."""
+    plain = _UNFIT.sub("_", name)
+    if plain == name and not _HASHED.search(name):
+        return name
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def queue_name(model: str, priority: Priority, tenant: str) -> str:
@@ -154,7 +168,7 @@ class JobError(Value):
     """Why a job failed: a stable code (`models.errors`) and a sentence."""
 
     code: str
-    detail: str
+    detail: Annotated[str, AfterValidator(_writable)]
 
 
 class Timings(Value):
@@ -180,7 +194,7 @@ class Outcome(Value):
     reproducibility: Reproducibility | None = None
     """The contract that the pictures hold; None without any."""
     timings: Timings = Timings()
-    ended_at: float
+    ended_at: UnixTime
     execution: str | None = None
     """RQ execution that made it; None when the API or the clean-up ended the job."""
     resumed_from_step: int | None = None
@@ -192,11 +206,11 @@ class JobRecord(Value):
 
     id: str
     submission: Submission
-    created_at: float
+    created_at: UnixTime
     queue: str
     cost: float
     contract_version: int = CONTRACT_VERSION
-    started_at: float | None = None
+    started_at: UnixTime | None = None
     warnings: tuple[str, ...] = ()
     execution: str | None = None
     """The execution that last claimed the job and has not handed it back; a claim that finds one counts a death."""
@@ -329,8 +343,8 @@ class WorkerBeat(Value):
     """A worker's heartbeat."""
 
     name: str
-    beat_at: float
-    started_at: float
+    beat_at: UnixTime
+    started_at: UnixTime
     pid: int
     host: str
     contract_version: int = CONTRACT_VERSION

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
-from pydantic import ValidationError
 from rq import Queue
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
@@ -25,6 +24,8 @@ SERIALIZER = "json"
 """RQ's name for it. Nothing from Redis is ever unpickled."""
 _FOR_SCRIPTS = frozenset({"tenant", "companions"})
 """Fields of the hash that are no part of the record."""
+_UNREADABLE = (ValueError, RecursionError)
+"""What reading raises, ValidationError and UnicodeDecodeError among them."""
 JOB_FUNCTION = "workers.worker.draw"
 """What RQ calls the job. A name only: our worker never imports it."""
 
@@ -136,8 +137,8 @@ def read_record(fields: Mapping[Any, Any]) -> JobRecord | None:
         return None
     try:
         return _parse_record(fields)
-    except (ValidationError, ValueError) as error:
-        log.error("a record cannot be read", job=text(fields.get(b"id", b"")), error=str(error))
+    except _UNREADABLE as error:
+        log.error("a record cannot be read", job=fields.get(b"id", b"").decode(errors="replace"), error=str(error))
         return None
 
 
@@ -153,5 +154,9 @@ def _parse_record(fields: Mapping[Any, Any]) -> JobRecord:
 
 
 def read_progress(fields: Mapping[Any, Any]) -> Progress | None:
-    """The progress in a hash as Redis returns it; None for an empty one."""
-    return Progress.model_validate({text(name): text(value) for name, value in fields.items()}) if fields else None
+    """The progress in a hash as Redis returns it; None for an empty one, and for one that says nothing readable."""
+    try:
+        return Progress.model_validate({text(name): text(value) for name, value in fields.items()}) if fields else None
+    except _UNREADABLE as error:
+        log.error("progress cannot be read", error=str(error))
+        return None

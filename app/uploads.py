@@ -8,26 +8,38 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import io
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageCms, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from app.errors import field_problem
+from app.parts import JPEG, PNG, Parts, is_webp, parts_of
 from models.region import Box
 
 REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 _DATA_URL = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 """What Pillow raises, by format and by place, for bytes that are no sound picture."""
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _MODES = ("L", "LA", "RGB", "RGBA", "P", "PA")
 _MASK_MODES = (*_MODES, "1")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by the orientation that Exif tells."""
 _DRAWN_FROM = 128
 """Level from which a mask's pixel is drawn anew."""
 
@@ -78,7 +90,8 @@ def decode_base64(text: str, name: str = "image") -> bytes:
 def read_upload(data: bytes, max_pixels: int, name: str = "image") -> Upload:
     """Checks by header, then decodes: EXIF-rotated, ICC profile -> sRGB, transparency on white. Raises Problem, about
     the field `name`."""
-    return _as_upload(_on_white(_to_srgb(_decoded(data, max_pixels, name, _MODES))))
+    with _damage_told(name):
+        return _as_upload(_on_white(_to_srgb(_decoded(data, max_pixels, name, _MODES))))
 
 
 def read_mask(
@@ -88,8 +101,8 @@ def read_mask(
 
     With `name` "image" the mask is read from a picture's own transparency. Raises Problem, also for an empty mask.
     """
-    picture = _decoded(data, max_pixels, name, _MASK_MODES)
-    drawn = _drawn_pixels(picture, convention)
+    with _damage_told(name):
+        drawn = _drawn_pixels(_decoded(data, max_pixels, name, _MASK_MODES), convention)
     box = drawn.getbbox()
     if box is None:
         raise field_problem("mask_empty", name, f"No pixel of the {'mask' if name != 'image' else 'picture'} counts.")
@@ -99,18 +112,31 @@ def read_mask(
 
 def has_transparency(data: bytes, max_pixels: int) -> bool:
     """True when some pixel of the picture `image` is more transparent than not. Raises Problem."""
-    alpha = _alpha(_decoded(data, max_pixels, "image", _MODES))
+    with _damage_told("image"):
+        alpha = _alpha(_decoded(data, max_pixels, "image", _MODES))
     return alpha is not None and _lowest(alpha) < _DRAWN_FROM
 
 
-def _decoded(data: bytes, max_pixels: int, name: str, modes: tuple[str, ...]) -> Image.Image:
+@contextlib.contextmanager
+def _damage_told(name: str) -> Iterator[None]:
+    """Also what is only found when colours are converted."""
     try:
-        picture = _open(data, max_pixels, name)
-        _check_header(picture, data, max_pixels, name, modes)
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        yield
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise field_problem("image_broken", name, "The file cannot be decoded to its end.") from error
+
+
+def _decoded(data: bytes, max_pixels: int, name: str, modes: tuple[str, ...]) -> Image.Image:
+    parts = parts_of(data)
+    picture = _open(parts.data, max_pixels, name)
+    _check_header(picture, parts.data, max_pixels, name, modes)
+    picture.load()
+    return _upright(picture, parts)
+
+
+def _upright(picture: Image.Image, parts: Parts) -> Image.Image:
+    turn = _TURNS.get(parts.orientation)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _drawn_pixels(picture: Image.Image, convention: MaskConvention) -> Image.Image:
@@ -146,11 +172,11 @@ def _lowest(grey: Image.Image) -> int:
 def _open(data: bytes, max_pixels: int, name: str) -> ImageFile.ImageFile:
     """The header alone. The classes are called directly: no other format's reader ever sees the bytes."""
     stream = io.BytesIO(data)
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         return PngImagePlugin.PngImageFile(stream)
-    if data.startswith(_JPEG):
+    if data.startswith(JPEG):
         return JpegImagePlugin.JpegImageFile(stream)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+    if is_webp(data):
         _check_pixels(_webp_size(data), max_pixels, name)  # its reader allocates the canvas at once
         return WebPImagePlugin.WebPImageFile(stream)
     raise field_problem("image_format_unsupported", name, "The file starts like none of the formats read here.")

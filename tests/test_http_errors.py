@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import struct
-import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -74,14 +73,6 @@ def webp_header(width: int, height: int) -> bytes:
     canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     chunk = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + canvas
     return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
-
-
-def text_bomb_png() -> bytes:
-    """A small PNG whose compressed text unpacks to 64 MiB."""
-    data = png(8, 8)
-    body = b"Comment\0\0" + zlib.compress(bytes(64 * 1024 * 1024), 9)
-    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
-    return data[:33] + chunk + data[33:]
 
 
 BAD_BODIES: list[tuple[str, dict[str, Any], str, str | None]] = [
@@ -200,7 +191,6 @@ BAD_BODIES: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("only a WebP signature", image_body(b"RIFF\x04\0\0\0WEBP"), "image_broken", "/image"),
     ("only a JPEG signature", image_body(b"\xff\xd8\xff\xe0"), "image_broken", "/image"),
     ("decompression bomb", image_body(encoded(Image.new("L", (9000, 9000)))), "image_too_large", "/image"),
-    ("compressed text bomb", image_body(text_bomb_png()), "image_broken", "/image"),
     ("PNG header of 100,000 x 100,000", image_body(png_header(100_000, 100_000)), "image_too_large", "/image"),
     ("WebP canvas of 65,000 x 65,000", image_body(webp_header(65_000, 65_000)), "image_too_large", "/image"),
     ("PNG that promises more than it has", image_body(png_header(4000, 4000)), "image_broken", "/image"),

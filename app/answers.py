@@ -6,13 +6,21 @@ Owns headers that several routes send or read. Knows no route.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from fastapi import Header
+from pydantic import BaseModel, WithJsonSchema
 from starlette.responses import Response
 
 from app.errors import ERRORS, PROBLEM_TYPE, ProblemDocument
 
+Prefer = Annotated[
+    list[str] | None,
+    Header(description="`wait=N`: answer when it is done, or after N seconds."),
+    WithJsonSchema(
+        {"type": "string", "examples": ["wait=30"]}
+    ),  # the header may come several times, and each time it is a text
+]
 _WAIT = re.compile(r"""wait\s*=\s*(?P<quote>"?)(?P<seconds>[0-9]{1,9})(?P=quote)""", re.IGNORECASE)
 
 

@@ -18,12 +18,14 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.errors import FieldError, Problem, ProblemDocument
 from app.events import EventHub
@@ -77,7 +79,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
         )
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=http_metrics, log=log)
     _map_faults(app, log)
-    _describe(app)
+    _describe(app, keys)
     return app
 
 
@@ -141,7 +143,7 @@ def _map_faults(app: FastAPI, log: Any) -> None:
     """Every exception that can reach the top has its row in the error table."""
 
     async def refuse(request: Request, error: Exception) -> Response:
-        problem = _problem_of(error)
+        problem = _problem_of(error, request)
         request_id = request.scope["state"]["request_id"]
         if isinstance(error, RedisError):
             log.error("redis", error=f"{type(error).__name__}: {error}", request_id=request_id)
@@ -153,7 +155,7 @@ def _map_faults(app: FastAPI, log: Any) -> None:
         app.add_exception_handler(kind, refuse)
 
 
-def _problem_of(error: Exception) -> Problem:
+def _problem_of(error: Exception, request: Request) -> Problem:
     match error:
         case Problem():
             return error
@@ -163,7 +165,7 @@ def _problem_of(error: Exception) -> Problem:
             )
             return Problem("field_invalid", errors=errors)
         case HTTPException(status_code=405):
-            return Problem("method_not_allowed", headers=error.headers)
+            return Problem("method_not_allowed", headers={"Allow": ", ".join(_methods(request))})
         case HTTPException():
             return Problem("route_unknown")
         case RedisError():
@@ -173,8 +175,15 @@ def _problem_of(error: Exception) -> Problem:
     return Problem("internal")
 
 
-def _describe(app: FastAPI) -> None:
-    """OpenAPI with the schemas that no route parameter names."""
+def _methods(request: Request) -> list[str]:
+    """All that the path takes: one path can be several routes."""
+    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()} or {"GET", "HEAD"})  # /openapi.json
+
+
+def _describe(app: FastAPI, keys: KeyRing) -> None:
+    """OpenAPI with the schemas that no route parameter names, for a server with these keys."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -182,6 +191,8 @@ def _describe(app: FastAPI) -> None:
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(_extra_schemas())
             _drop_foreign_errors(document)
+            if keys.is_empty:
+                _drop_keys(document)
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -197,6 +208,14 @@ def _drop_foreign_errors(document: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _drop_keys(document: dict[str, Any]) -> None:
+    """A server without keys asks for none."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation.pop("security", None)
+    del document["components"]["securitySchemes"]
 
 
 def _extra_schemas() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from app.uploads import MaskConvention
 from models.request import (
     MAX_OUTPAINT,
     MAX_SEED,
+    TASKS,
     ImageToImageRequest,
     InpaintingRequest,
     PromptSyntax,
@@ -259,6 +260,31 @@ AnyBody = TextToImageBody | ImageToImageBody | InpaintingBody | UpscaleBody
 GenerateBody = Annotated[AnyBody, Field(discriminator="task")]
 GENERATE_BODY: TypeAdapter[AnyBody] = TypeAdapter(GenerateBody)
 DEFAULT_TASK = "text-to-image"
+
+
+def form_schema() -> dict[str, Any]:
+    """OpenAPI of the same fields in a form: pictures are files or texts, lists are JSON, and nothing is null."""
+    bodies = (TextToImageBody, ImageToImageBody, InpaintingBody, UpscaleBody)
+    fields = {name: field for body in bodies for name, field in body.model_json_schema()["properties"].items()}
+    return {
+        "type": "object",
+        "description": "The same fields as texts, `image` and `mask_image` as files; `loras` and `controls` are JSON.",
+        "properties": {name: _form_field(name, field) for name, field in sorted(fields.items())},
+        "additionalProperties": False,
+    }
+
+
+def _form_field(name: str, field: dict[str, Any]) -> dict[str, Any]:
+    told = {"description": field["description"]} if "description" in field else {}
+    if name == "task":
+        return {"type": "string", "enum": list(TASKS), "default": DEFAULT_TASK}
+    if name in ("image", "mask_image"):
+        return {"type": "string", "format": "binary", **told}
+    if name in ("loras", "controls"):
+        return {"type": "string", "contentMediaType": "application/json", **told}
+    kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+    plain = {key: value for key, value in field.items() if key not in ("anyOf", "title", "default")}
+    return {**(kinds[0] if kinds else {}), **plain}
 
 
 # --- the job document ------------------------------------------------------------------------------------------------

@@ -369,6 +369,35 @@ async def test_every_other_refusal_has_the_same_shape(
     assert ("allow" in answer.headers) == (answer.status_code == 405)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        (f"/jobs/{'f' * 44}", "DELETE, GET"),
+        ("/jobs", "GET"),
+        ("/generate", "POST"),
+        ("/models/a/b/load", "POST"),
+        ("/openapi.json", "GET, HEAD"),
+        ("/docs", "GET"),
+    ],
+)
+async def test_allow_names_every_method_of_a_path(
+    redis_url: str, store: LocalStore, worker: FakeWorker, path: str, methods: str
+) -> None:
+    async with serving(redis_url, store) as client:
+        for method in ("PATCH", "OPTIONS", "BREW"):
+            answer = await client.request(method, path)
+            assert_problem(answer, "method_not_allowed")
+            assert answer.headers["allow"] == methods
+
+
+@pytest.mark.asyncio
+async def test_the_name_of_a_model_that_nobody_has_may_be_of_any_length(redis_url, store, worker) -> None:
+    worker.beat()
+    async with serving(redis_url, store) as client:
+        assert_problem(await client.post(f"/models/{'m' * 5000}/load"), "model_absent")
+
+
 # --- the way a body arrives ------------------------------------------------------------------------------------------
 
 

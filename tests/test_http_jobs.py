@@ -332,6 +332,25 @@ def test_every_operation_documents_its_problems_in_our_shape() -> None:
                     assert list(answer["content"]) == ["application/problem+json"], (path, status)
 
 
+def test_openapi_asks_for_a_key_where_the_server_has_keys(redis_url: str, store: LocalStore) -> None:
+    def secured(**changes: Any) -> set[str]:
+        paths = create_app(settings_for(redis_url, store, **changes)).openapi()["paths"]
+        return {path for path, operations in paths.items() if any("security" in each for each in operations.values())}
+
+    assert secured() == set()
+    assert secured(api_keys=KEYS) == set(_openapi()["paths"]) - {"/healthz", "/readyz"}
+
+
+def test_openapi_names_every_field_of_a_form() -> None:
+    form = _openapi()["paths"]["/generate"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    schemas = _openapi()["components"]["schemas"]
+    bodies = ("TextToImageBody", "ImageToImageBody", "InpaintingBody", "UpscaleBody")
+    assert set(form["properties"]) == {name for body in bodies for name in schemas[body]["properties"]}
+    assert form["properties"]["mask_image"]["format"] == "binary"
+    assert (form["properties"]["seed"]["type"], form["properties"]["seed"]["minimum"]) == ("integer", 0)
+    assert form["properties"]["sampler"]["type"] == "string"
+
+
 def test_importing_the_application_loads_no_heavy_library() -> None:
     program = (
         "import sys, app.main; app.main.create_app();"

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Header, Request
+from pydantic import WithJsonSchema
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app.accept import Accepted, Trace, accept
-from app.answers import document_answer, preferred_wait_s, problems
+from app.answers import Prefer, document_answer, preferred_wait_s, problems
 from app.documents import job_document, job_path
 from app.errors import Problem
 from app.payload import Payload, read_payload
@@ -21,6 +22,7 @@ from app.schemas import (
     TEXT_TO_IMAGE_EXAMPLE,
     UPSCALE_EXAMPLE,
     JobDocument,
+    form_schema,
 )
 from app.services import Services, ServicesHere, TenantHere, note_job
 from app.streams import wait_for_end
@@ -46,21 +48,7 @@ _BODY: dict[str, Any] = {
                 "upscale": {"summary": "A picture enlarged", "value": UPSCALE_EXAMPLE},
             },
         },
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "description": "The same fields as texts, `image` and `mask_image` as files.",
-                "properties": {
-                    "task": {"type": "string", "examples": ["image-to-image"]},
-                    "prompt": {"type": "string"},
-                    "image": {"type": "string", "format": "binary"},
-                    "mask_image": {"type": "string", "format": "binary"},
-                    "strength": {"type": "number"},
-                },
-                "additionalProperties": True,
-                "required": ["prompt"],
-            }
-        },
+        "multipart/form-data": {"schema": form_schema()},
     },
 }
 _PROBLEMS = problems(
@@ -90,12 +78,11 @@ async def generate(
     request: Request,
     services: ServicesHere,
     tenant: TenantHere,
-    prefer: Annotated[
-        list[str] | None,
-        Header(description="`wait=N`: answer when the job has ended, or after N seconds.", examples=["wait=30"]),
-    ] = None,
+    prefer: Prefer = None,
     idempotency_key: Annotated[
-        str | None, Header(description="Repeats with the same key and body get the same job.")
+        str | None,
+        Header(description="Repeats with the same key and body get the same job."),
+        WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]*$"}),
     ] = None,
     traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:

@@ -45,7 +45,15 @@ async def readyz(services: ServicesHere) -> Response:
     return document_answer(ReadyDocument(status="ready", warnings=warnings))
 
 
-@router.get("/metrics", response_class=Response, summary="Figures for Prometheus")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus's text format"},
+        **problems("key_required", "key_unknown", "origin_refused", "host_refused", "internal"),
+    },
+    summary="Figures for Prometheus",
+)
 async def metrics(services: ServicesHere, _tenant: TenantHere) -> Response:
     """HTTP, queue and worker figures. Answers without Redis too: then `denoised_redis_up` is 0."""
     return Response(render(services.metrics, await _figures(services)), media_type=CONTENT_TYPE)

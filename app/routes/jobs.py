@@ -36,7 +36,10 @@ async def list_jobs(
     services: ServicesHere,
     tenant: TenantHere,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=200)] = None,
+    cursor: Annotated[
+        str | None,
+        Query(description="`next_cursor` of the page before.", json_schema_extra={"pattern": "^[0-9a-f]{44}$"}),
+    ] = None,
     status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
 ) -> Response:
     """Your own jobs, newest first."""

@@ -6,10 +6,10 @@ import asyncio
 import time
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Path
+from fastapi import APIRouter, Path
 from starlette.responses import Response
 
-from app.answers import document_answer, preferred_wait_s, problems
+from app.answers import Prefer, document_answer, preferred_wait_s, problems
 from app.documents import model_document, model_fault_documents, model_state_document
 from app.errors import Problem
 from app.schemas import ModelListDocument, ModelStateDocument
@@ -24,11 +24,7 @@ _ASKED = {
     200: {"model": ModelStateDocument, "description": "Done on every worker of the model, within `Prefer: wait`"},
     **problems(*_COMMON, "operator_required", "model_absent", "model_unusable", "no_worker"),
 }
-Name = Annotated[str, Path(description="A model of GET /models.", max_length=200)]
-Prefer = Annotated[
-    list[str] | None,
-    Header(description="`wait=N`: answer when all workers are done, or after N seconds.", examples=["wait=30"]),
-]
+Name = Annotated[str, Path(description="A model of GET /models.")]
 
 
 @router.get("/models", response_model=ModelListDocument, responses=problems(*_COMMON), summary="List models")

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from models import table_cache
@@ -135,6 +137,23 @@ def test_a_table_steps_as_its_scheduler_does(config: dict[str, Any], name: tuple
         assert error <= (5e-5 if steps == 2 and SAMPLERS[name[0]].order == 2 else 1e-5), (steps, strength, error)
         assert table.num_registers <= MAX_REGISTERS
         assert any(table.draws_noise) <= SAMPLERS[name[0]].is_stochastic
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    config=st.sampled_from([EPSILON_CONFIG, V_CONFIG, LEADING_CONFIG]),
+    name=st.sampled_from(EVERY_NAME),
+    steps=st.one_of(st.integers(1, 40), st.integers(1, 999)),
+    strength=st.none() | st.floats(0, 1, exclude_min=True),
+)
+def test_any_steps_and_any_strength_are_the_schedulers_or_are_refused(
+    config: dict[str, Any], name: tuple[str, str], steps: int, strength: float | None
+) -> None:
+    try:
+        table = table_of(config, name, steps, strength)
+    except SamplerRefused:
+        return
+    assert parity_error(table, Rival(config, name, steps, strength)) <= 1e-4, (name, steps, strength)
 
 
 @pytest.mark.parametrize("name", EVERY_NAME, ids="-".join)

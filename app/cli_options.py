@@ -59,8 +59,7 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
         help="Redis, API and workers together",
         description="Starts everything on this machine: an embedded Redis-compatible server (unless REDIS_URL names"
         " one), the API and the workers. A part that dies is started again. The first Ctrl-C or SIGTERM lets the"
-        " workers finish what they have begun; the second ends at once, and what was not finished is drawn after the"
-        " next start.",
+        " workers save what they have begun, and the next start goes on from there; the second ends at once.",
         epilog="More settings, all by environment: docs/settings.md.",
     )
     _add_address(serve)

@@ -348,6 +348,9 @@ class JobDocument(Document):
         description="Which contract its pictures hold; null until they are drawn. A strict request for which memory did"
         " not suffice gets standard ones."
     )
+    resumed_from_step: int | None = Field(
+        description="Step from which its last worker went on, when another one had come so far; else null."
+    )
     error: JobError | None = Field(description="Why it failed; docs/errors.md describes each code.")
     timings: Timings = Field(description="Seconds per phase.")
     created_at: datetime

@@ -87,7 +87,7 @@ def python_module(*words: str) -> tuple[str, ...]:
 
 
 def make_programs(environment: Mapping[str, str], redis_url: str, listen_fd: int, workers: int) -> tuple[Program, ...]:
-    """The API, which ends last, and the workers, which get the time to finish what they have begun."""
+    """The API, which ends last, and the workers, which hand over what they have begun."""
     environment = {**environment, "REDIS_URL": redis_url}
     api = Program(
         "api",
@@ -114,7 +114,7 @@ def _supervise(
         has_moved = backend.restart_if_gone()
         if supervisor.is_stopping:
             if has_moved or not backend.is_up:
-                say("the workers cannot finish without their Redis server: what they have begun is drawn again later")
+                say("the workers cannot hand over without their Redis server: what they have begun is taken up later")
                 supervisor.replace(programs())
             return
         if has_moved:

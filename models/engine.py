@@ -26,9 +26,20 @@ from models.decode_queue import DecodeQueue
 from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
 from models.meter import LoadFigures, Meter
-from models.prepare import Inputs, group_key, prepare, prompt_options, prompts_of, rows_of, step_table_of, warnings_of
+from models.prepare import (
+    Inputs,
+    Preparation,
+    group_key,
+    prepare,
+    prompt_options,
+    prompts_of,
+    rows_of,
+    step_table_of,
+    warnings_of,
+)
 from models.request import PictureRequest, UpscaleRequest
 from models.slot import GroupKey, Slot
+from models.snapshot import Snapshot, SnapshotRefused, fingerprint_of, read_snapshot, resume
 from models.tiles import Mosaic
 
 log = structlog.get_logger(__name__)
@@ -55,11 +66,12 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The job is in the batch. steps: UNet evaluations of each of its pictures."""
+    """The job is in the batch. steps: UNet evaluations of each of its pictures. step: those that a snapshot spared."""
 
     job_id: str
     steps: int
     warnings: tuple[str, ...]
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,9 @@ class _Job:
     request: PictureRequest
     checkpoint: Checkpoint
     inputs: Inputs
+    snapshot: bytes | None = None
+    """To go on from."""
+    fingerprint: str = ""
     slots: tuple[Slot, ...] = ()
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
     mosaics: dict[int, Mosaic] = field(default_factory=dict)
@@ -169,6 +184,26 @@ class Engine:
             log.warning("no preview", job=job_id, error=repr(error))
             return None
 
+    def snapshot(self, job_id: str) -> Snapshot | None:
+        """What a job in the batch has come to by now; None before it is prepared and once nothing of it is in flight.
+
+        Safe from any thread, and waits for no call: it holds the last step that was committed. Cheap but for pictures
+        that are enlarged in tiles, whose sums are copied.
+        """
+        job = self._jobs.get(job_id)
+        if job is None:
+            return None
+        pictures = job.pictures.copy()
+        mosaics = {index: mosaic.state() for index, mosaic in job.mosaics.copy().items() if index not in pictures}
+        mosaics = {index: state for index, state in mosaics.items() if state.missing}
+        # What is on its way between two of these places is in flight still: the state of its slot stays to the end.
+        states = {
+            (slot.index, slot.tile): slot.state
+            for slot in job.slots
+            if slot.index not in pictures and (slot.index not in mosaics or slot.tile in mosaics[slot.index].missing)
+        }
+        return Snapshot(job.fingerprint, states, pictures, mosaics, job.is_exact) if states else None
+
     def loads(self) -> dict[str, LoadFigures]:
         """Measured speed and load per model."""
         live = [slot for group in self._groups.values() for slot in group]
@@ -176,13 +211,21 @@ class Engine:
 
     # --- what the worker does -------------------------------------------------------------------------------------
 
-    def admit(self, job_id: str, request: PictureRequest, checkpoint: Checkpoint, inputs: Inputs | None = None) -> None:
+    def admit(
+        self,
+        job_id: str,
+        request: PictureRequest,
+        checkpoint: Checkpoint,
+        inputs: Inputs | None = None,
+        snapshot: bytes | None = None,
+    ) -> None:
         """Let a job join. Cheap: the work is done at the start of a later `step`, which answers Prepared or Broken.
 
+        snapshot: of this request, taken in any engine; it goes on from there, or begins anew where it is of no use.
         What is drawn for inpainting is not pasted into its canvas here.
         """
         assert job_id not in self._jobs, f"{job_id} is in the batch already. This is a bug."
-        job = _Job(job_id, request, checkpoint, inputs or Inputs(), is_exact=request.is_strict)
+        job = _Job(job_id, request, checkpoint, inputs or Inputs(), snapshot, is_exact=request.is_strict)
         self._jobs[job_id] = job
         self._newcomers.append(job)
 
@@ -250,12 +293,35 @@ class Engine:
         table = step_table_of(job.request, job.checkpoint)
         job.warnings = warnings_of(job.request, job.checkpoint)
         prepared = prepare(job.id, job.request, job.checkpoint, job.inputs, table)
-        job.slots, job.mosaics, job.inputs = prepared.slots, prepared.mosaics, Inputs()
+        job.fingerprint = fingerprint_of(job.request, job.checkpoint, table)
+        slots = self._resume(job, prepared) or prepared.slots
+        job.inputs, job.snapshot = Inputs(), None
+        job.mosaics, job.slots = prepared.mosaics, slots
         job.prepared_at = time.monotonic()
-        for slot in job.slots:
+        for slot in slots:
             self._groups.setdefault(slot.key, deque()).append(slot)
+        for key in {slot.key for slot in slots}:
+            self._settle_done(key)
         self._meter.know(job.checkpoint)
-        return Prepared(job.id, len(table), job.warnings)
+        return Prepared(job.id, len(table), job.warnings, min(slot.step for slot in slots))
+
+    def _resume(self, job: _Job, prepared: Preparation) -> tuple[Slot, ...]:
+        """Take over what the job's snapshot holds; returns the slots that are left, none without a usable snapshot."""
+        if job.snapshot is None:
+            return ()
+        try:
+            snapshot = read_snapshot(job.snapshot, job.checkpoint.denoiser.device)
+            if snapshot.fingerprint != job.fingerprint:
+                raise SnapshotRefused("it is of another request, model or version")
+            slots = resume(prepared, snapshot)
+        except SnapshotRefused as error:
+            log.warning("a snapshot is of no use; the job begins anew", job=job.id, reason=str(error))
+            return ()
+        for index in snapshot.pictures:
+            prepared.mosaics.pop(index, None)
+        job.pictures, job.is_exact = dict(snapshot.pictures), job.is_exact and snapshot.is_exact
+        self._meter.counters["resumed"] += 1
+        return slots
 
     # --- step -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """A stand-in for the drawing side, for tests of the queue's mechanics: no torch, and steps that only sleep.
 
 `FakeEngine` obeys words in the prompt: `poison` kills its own process at step 2, `fault` breaks its job, `fatal` is a
-lost device, `refused` raises where the engine should not, `unseen` and `empty` have no preview that could be shown.
+lost device, `refused` raises where the engine should not, `unseen` and `empty` have no preview that could be shown,
+`hang` takes a minute for step 31 unless it is spared the steps before by a snapshot.
 """
 
 from __future__ import annotations
@@ -49,6 +50,15 @@ class Prepared:
     job_id: str
     steps: int
     warnings: tuple[str, ...]
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class FakeSnapshot:
+    step: int
+
+    def to_bytes(self) -> bytes:
+        return str(self.step).encode()
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,9 @@ class _Job:
     step: int = 0
     is_prepared: bool = False
 
+    def __post_init__(self) -> None:
+        self.began_at = self.step
+
 
 class FakeEngine:
     """One step of all jobs takes `step_s`; `room` jobs fit."""
@@ -103,10 +116,21 @@ class FakeEngine:
     def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint) -> bool:
         return len(self._jobs) < self._room
 
-    def admit(self, job_id: str, request: PictureRequest, checkpoint: FakeCheckpoint, inputs: Any = None) -> None:
+    def admit(
+        self,
+        job_id: str,
+        request: PictureRequest,
+        checkpoint: FakeCheckpoint,
+        inputs: Any = None,
+        snapshot: bytes | None = None,
+    ) -> None:
         if "refused" in request.prompt:
             raise RuntimeError("a fault where none should be")
-        self._jobs[job_id] = _Job(request)
+        self._jobs[job_id] = _Job(request, int(snapshot or 0))
+
+    def snapshot(self, job_id: str) -> FakeSnapshot | None:
+        job = self._jobs.get(job_id)
+        return FakeSnapshot(job.step) if job and job.is_prepared else None
 
     def cancel(self, job_id: str) -> bool:
         return self._jobs.pop(job_id, None) is not None
@@ -140,12 +164,12 @@ class FakeEngine:
             if not job.is_prepared:
                 job.is_prepared = True
                 warnings = ("the prompt was cut",) if "long" in job.request.prompt else ()
-                events.append(Prepared(job_id, job.request.num_inference_steps, warnings))
+                events.append(Prepared(job_id, job.request.num_inference_steps, warnings, job.step))
                 continue
-            job.step += 1
             self._obey(job)
+            job.step += 1
             self.counters["slot_steps:fake"] += 1
-            if "fault" in job.request.prompt:
+            if "fault" in job.request.prompt and not ("late" in job.request.prompt and job.step < 30):
                 del self._jobs[job_id]
                 events.append(Broken(job_id, NotFinite("not finite")))
             elif job.step >= job.request.num_inference_steps:
@@ -157,7 +181,9 @@ class FakeEngine:
         return events
 
     def _obey(self, job: _Job) -> None:
-        if "poison" in job.request.prompt and job.step == 2:
+        if "hang" in job.request.prompt and job.step == 30 and job.began_at == 0:
+            time.sleep(60)
+        if "poison" in job.request.prompt and job.step == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if "fatal" in job.request.prompt:
             raise RuntimeError("the device is lost")

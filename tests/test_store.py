@@ -109,6 +109,17 @@ def test_erasing_removes_every_file_of_that_job_and_may_be_repeated(any_store: S
         assert any_store.get(kept, name)
 
 
+def test_one_file_is_removed_and_the_others_stay(any_store: Store) -> None:
+    job = new_job_id()
+    for name in (NAME, "1.png"):
+        any_store.put(job, name, b"0")
+    for _ in range(2):
+        any_store.remove(job, NAME)
+    with pytest.raises(FileNotFoundError):
+        any_store.get(job, NAME)
+    assert any_store.get(job, "1.png") == b"0"
+
+
 def test_expiry_goes_by_the_age_of_the_id_and_spares_the_living(any_store: Store) -> None:
     old, older, alive, young = id_of_age(3700), id_of_age(90_000), id_of_age(7200), id_of_age(3500)
     for job in (old, older, alive, young):

@@ -46,6 +46,7 @@ BEAT_TTL_S = 20.0
 PROGRESS_TTL_S = 120
 WISH_TTL_S = 3600
 EVENT_STREAM_LENGTH = 10_000
+ALONE_AFTER_DEATHS = 2
 LOCAL_TENANT = "local"
 """Everybody's tenant while the server has no keys."""
 
@@ -179,6 +180,8 @@ class Outcome(Value):
     ended_at: float
     execution: str | None = None
     """RQ execution that made it; None when the API or the clean-up ended the job."""
+    resumed_from_step: int | None = None
+    """Where that execution began, when another had come so far."""
 
 
 class JobRecord(Value):
@@ -194,6 +197,8 @@ class JobRecord(Value):
     warnings: tuple[str, ...] = ()
     execution: str | None = None
     """The execution that last claimed the job and has not handed it back; a claim that finds one counts a death."""
+    claims: int = 0
+    """Executions that have claimed it."""
     deaths: int = 0
     """Workers that died on this job without getting further than the one before."""
     reached: int = 0
@@ -201,6 +206,17 @@ class JobRecord(Value):
     best_step: int = 0
     """The furthest step of the executions before it."""
     outcome: Outcome | None = None
+
+    @property
+    def runs_alone(self) -> bool:
+        """Two workers have died on it without progress: a third takes no neighbours along."""
+        return self.deaths >= ALONE_AFTER_DEATHS
+
+    @property
+    def has_left_something(self) -> bool:
+        """An execution before this one may have saved what it had come to. Where that may be what they died of, it is
+        not looked at."""
+        return self.claims > 1 and not self.runs_alone
 
 
 class JobView(Value):

@@ -58,12 +58,12 @@ class Heartbeat:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = 10.0) -> None:
         """No beat after this; takes the worker's status back."""
         self._is_stopping = True
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)
+            self._thread.join(timeout_s)
         if self._status:
             self._redis.hdel(key("workers"), self._status.name)
 

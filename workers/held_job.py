@@ -23,7 +23,6 @@ from workers.io_pool import Brought
 from workers.jobkeys import JobKeys, job_keys
 from workers.protocols import Drawn
 
-ALONE_AFTER_DEATHS = 2
 MOST_DEATHS = 3
 """Deaths without progress after which a job is not tried again."""
 
@@ -71,6 +70,9 @@ class HeldJob:
     steps: int = 0
     steps_before: int = 0
     """Of the first half, while what it drew is enlarged."""
+    snapshot: bytes | None = None
+    """To go on from, when it joins the batch."""
+    resumed_from_step: int | None = None
     shown_step: int = -1
     promise: Promise | None = None
     """The first ETA that was told while it was drawn."""
@@ -92,8 +94,8 @@ class HeldJob:
 
     @property
     def is_delicate(self) -> bool:
-        """Two workers have died on it without progress: it runs alone, so that a third takes no neighbours along."""
-        return self.record.deaths >= ALONE_AFTER_DEATHS
+        """It must have no neighbours."""
+        return self.record.runs_alone
 
     @property
     def waits_for_upscaler(self) -> bool:
@@ -152,6 +154,7 @@ class HeldJob:
                 timings=self.timings(),
                 ended_at=time.time(),
                 execution=self.execution.id,
+                resumed_from_step=self.resumed_from_step,
             )
         )
 

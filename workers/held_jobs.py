@@ -14,7 +14,7 @@ record says so already) or handed back (this worker ends).
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import redis
@@ -157,7 +157,31 @@ class HeldJobs:
             if held.drawn is not None:
                 held.succeed(result)
             else:
-                held.brought, held.enlarging, held.phase = result, result.enlarging, "ready"
+                self._take_brought(held, result)
+
+    def _take_brought(self, held: HeldJob, brought: Brought) -> None:
+        held.brought = brought
+        held.snapshot = brought.saved.steps or held.snapshot
+        if brought.saved.first is None:
+            held.enlarging, held.phase = brought.enlarging, "ready"
+            return
+        held.steps = brought.saved.first.steps
+        self._note_resumed(held, held.steps)
+        self._turn_to_upscaler(held, brought.saved.first)
+
+    def _turn_to_upscaler(self, held: HeldJob, first: Drawn) -> None:
+        """The second half of the job begins."""
+        held.first, held.phase, held.steps_before = first, "reading", held.steps
+        held.checkpoint = None  # it may have to make room for the upscaler
+        self._parts.admission.reopen()
+        self._ask_store(held)
+
+    def _note_resumed(self, held: HeldJob, step: int) -> None:
+        if held.resumed_from_step is None:
+            self._parts.reporting.counters["jobs_resumed"] += 1
+        held.resumed_from_step = step
+        self._parts.snapshots.take_up(held, step)
+        log.info("resumed", **held.names, step=step)
 
     def _be_patient(self, held: HeldJob, error: OSError) -> None:
         """The store refused. The job is kept, with its lease, and asked for again: at first soon, then less often."""
@@ -179,27 +203,27 @@ class HeldJobs:
             return
         assert held.brought is not None, "a job is ready that brought nothing. This is a bug."
         try:
-            engine.admit(held.id, request, held.checkpoint, held.brought.inputs)
+            engine.admit(held.id, request, held.checkpoint, held.brought.inputs, held.snapshot)
         except Exception as error:  # noqa: BLE001 (the per-job boundary)
             self._fail_for(held, error)
             return
-        held.brought, held.phase = Brought(None, held.canvas), "drawing"
+        held.brought, held.snapshot, held.phase = Brought(None, held.canvas), None, "drawing"
 
     def note(self, event: Prepared | Drawn | Broken) -> None:
         """Something happened to a job in the batch."""
         held = self._by_id.get(event.job_id)
         assert held is not None, f"The engine draws {event.job_id}, which is not here. This is a bug."
         if isinstance(event, Drawn) and held.record.submission.request.upscaler and held.first is None:
-            held.first, held.phase, held.steps_before = event, "reading", held.steps
-            held.checkpoint = None  # it may have to make room for the upscaler
-            self._parts.admission.reopen()
-            self._ask_store(held)
+            self._turn_to_upscaler(held, event)
+            self._parts.snapshots.save_first(held)
         elif isinstance(event, Drawn):
             held.drawn, held.phase, held.saving_since = event, "saving", time.time()
             self._parts.admission.reopen()
             self._ask_store(held)
         elif isinstance(event, Prepared):
             held.steps = held.steps_before + event.steps
+            if event.step:
+                self._note_resumed(held, held.steps_before + event.step)
             held.warnings += event.warnings + (held.canvas.warnings if held.canvas else ())
         else:
             self._fail_for(held, event.error)
@@ -259,6 +283,8 @@ class HeldJobs:
         if record and record.outcome and record.execution == held.execution.id:
             self._parts.rq.tell(record)  # ended from outside while RQ was being told that it starts
         self._parts.rq.release(held)
+        if record is None or record.outcome:
+            self._parts.snapshots.erase(held)
         self._forget(held)
         log.info("dropped", **held.names)
 
@@ -270,6 +296,7 @@ class HeldJobs:
                 self._let_go(held)
                 return
             held.is_committed = True
+            self._parts.snapshots.erase(held)
             log.info(outcome.status, **held.names)
             self._parts.reporting.count_end(held, outcome)
         self._parts.admission.crash_point("committed")
@@ -290,10 +317,18 @@ class HeldJobs:
             if held.model in crowding and held.phase in ("reading", "ready") and held.first is None:
                 self._hand_back(held, is_blamed=False)
 
+    def finish_writing(self, until: float) -> None:
+        """Commit what is drawn and will be written by `until` (monotonic), and what has an outcome. Raises what Redis
+        raises."""
+        writing = [held.work for held in self.all if held.phase == "saving" and held.work is not None]
+        wait(writing, max(0.0, until - time.monotonic()))
+        self.take_up()
+        self.settle()
+
     def hand_back(self, *, is_blamed: bool) -> None:
-        """Give every job back to the front of its queue. Blamed: the worker died of one of them."""
+        """Give every job back to the front of its queue. Blamed: the worker died of one of them. The engine is not
+        told: it draws no more."""
         for held in reversed(self.all):  # the oldest comes first again
-            self._leave_engine(held)
             self._hand_back(held, is_blamed=is_blamed)
 
     def _hand_back(self, held: HeldJob, *, is_blamed: bool) -> None:
@@ -309,5 +344,6 @@ class HeldJobs:
 
     def _forget(self, held: HeldJob) -> None:
         self._parts.heartbeat.drop(held.lease)
+        self._parts.snapshots.release(held)
         self._parts.admission.reopen()
         del self._by_id[held.id]

@@ -125,6 +125,12 @@ class WorkerSettings(BaseSettings):
         ge=0,
         description="Seconds that a finished job waits for a store that refuses it (a full disk) before it fails.",
     )
+    snapshot_interval_s: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds between two snapshots of a job that is being drawn: what a crash costs at most. Shorter "
+        "writes more to the store. 0: none, and a job whose worker dies begins anew.",
+    )
     max_jobs: int = Field(
         64,
         gt=0,

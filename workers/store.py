@@ -53,6 +53,9 @@ class Store(Protocol):
     def path(self, job_id: str, name: str) -> Path | None:
         """The file on this machine, to be streamed; None when it lies elsewhere. Raises FileNotFoundError."""
 
+    def remove(self, job_id: str, name: str) -> None:
+        """Removes one file, if it is there."""
+
     def erase(self, job_id: str) -> None:
         """Removes all of the job's files, if there are any."""
 
@@ -100,6 +103,9 @@ class LocalStore:
         path = self._file(job_id, name)
         path.stat()
         return path
+
+    def remove(self, job_id: str, name: str) -> None:
+        self._file(job_id, name).unlink(missing_ok=True)
 
     def erase(self, job_id: str) -> None:
         folder = self.root.joinpath(*_place(job_id))
@@ -193,6 +199,10 @@ class RemoteStore:
     def path(self, job_id: str, name: str) -> Path | None:
         self._object(job_id, name)
         return None
+
+    def remove(self, job_id: str, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError), _refusals_as_os_errors():
+            self._files.rm_file(self._object(job_id, name))
 
     def erase(self, job_id: str) -> None:
         folder = "/".join((self._root, *_place(job_id)))

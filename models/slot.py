@@ -114,6 +114,8 @@ class Slot:
     known: Known | None = None
     tile: int = 0
     """Of the picture, where it is enlarged in several."""
+    stepped_at: float = 0.0
+    """Monotonic; its last turn, or when it came."""
     _noise: Tensor | None = field(default=None, repr=False)
 
     @property

@@ -19,6 +19,7 @@ import numpy as np
 
 from models.errors import CheckpointMissing, GenerationError, NotFinite
 from models.request import PictureRequest
+from models.shares import NOBODY, Standing
 from workers.contract import ModelDefaults
 
 
@@ -90,6 +91,7 @@ class Load:
 @dataclass
 class _Job:
     request: PictureRequest
+    tenant: str
     step: int = 0
     is_prepared: bool = False
 
@@ -113,8 +115,9 @@ class FakeEngine:
     def models_in_use(self) -> frozenset[str]:
         return frozenset(job.request.model for job in self._jobs.values())
 
-    def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint) -> bool:
-        return len(self._jobs) < self._room
+    def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint, tenant: str = "") -> bool:
+        tenants = [job.tenant for job in self._jobs.values()]
+        return tenant not in tenants or tenants.count(tenant) < self._room // len({*tenants, tenant})
 
     def admit(
         self,
@@ -123,10 +126,11 @@ class FakeEngine:
         checkpoint: FakeCheckpoint,
         inputs: Any = None,
         snapshot: bytes | None = None,
+        standing: Standing = NOBODY,
     ) -> None:
         if "refused" in request.prompt:
             raise RuntimeError("a fault where none should be")
-        self._jobs[job_id] = _Job(request, int(snapshot or 0))
+        self._jobs[job_id] = _Job(request, standing.tenant, int(snapshot or 0))
 
     def snapshot(self, job_id: str) -> FakeSnapshot | None:
         job = self._jobs.get(job_id)

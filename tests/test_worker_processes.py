@@ -299,6 +299,32 @@ def test_a_worker_that_is_told_to_end_while_the_server_is_away_saves_what_it_has
     server.stop()
 
 
+def test_a_flood_of_one_tenant_leaves_room_for_another(fleet: Fleet) -> None:
+    fleet.start(FAKE_ROOM="4", DENOISED_MAX_JOBS="8", **SLOW)
+    flood = fleet.submit(*(make_submission("flood", steps=200) for _ in range(100)))
+    fleet.wait_running(flood[:4])
+    (lone,) = fleet.submit(make_submission("lone", steps=10))
+    fleet.wait_ended([lone])
+    assert [fleet.view(job_id).status for job_id in flood[:4]] == ["running"] * 4
+    fleet.assert_each_succeeded_once([lone])
+
+
+def test_a_long_job_is_put_away_for_a_model_that_waits_and_goes_on_afterwards(fleet: Fleet) -> None:
+    worker = fleet.start(DENOISED_MODELS="fake=fake,other=other", FAKE_PLACES="1", DENOISED_PATIENCE_S="0.5", **SLOW)
+    (long,) = fleet.submit(make_submission(steps=400))
+    fleet.wait_running([long], step=20)
+    (other,) = fleet.submit(make_submission(model="other"))
+    fleet.wait_ended([other])
+    assert fleet.view(long).status in ("queued", "running")
+    (view,) = fleet.wait_ended([long])
+    assert view.record.outcome is not None
+    assert view.record.outcome.resumed_from_step is not None
+    assert view.record.outcome.resumed_from_step >= 40  # it was put away after two patiences at the earliest
+    assert view.record.deaths == 0
+    fleet.assert_each_succeeded_once([long])
+    assert worker.poll() is None
+
+
 @pytest.mark.parametrize("ending", ["cancel", "fault"])
 def test_nothing_is_kept_of_a_job_that_has_ended(fleet: Fleet, ending: str) -> None:
     fleet.start(**SLOW)

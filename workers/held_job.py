@@ -18,7 +18,8 @@ from rq.job import Job
 from models.canvas import Canvas
 from models.errors import GenerationError
 from models.request import PictureRequest, UpscaleRequest
-from workers.contract import JobRecord, Outcome, Picture, Timings
+from models.shares import Standing
+from workers.contract import PRIORITIES, JobRecord, Outcome, Picture, Timings
 from workers.io_pool import Brought
 from workers.jobkeys import JobKeys, job_keys
 from workers.protocols import Drawn
@@ -72,6 +73,8 @@ class HeldJob:
     """Of the first half, while what it drew is enlarged."""
     snapshot: bytes | None = None
     """To go on from, when it joins the batch."""
+    parking: Future[None] | None = None
+    """It goes back to its queue when this is saved."""
     resumed_from_step: int | None = None
     shown_step: int = -1
     promise: Promise | None = None
@@ -112,6 +115,12 @@ class HeldJob:
     def request(self) -> PictureRequest:
         """What the engine is asked for now."""
         return self.enlarging or self.record.submission.request
+
+    @property
+    def standing(self) -> Standing:
+        """Whose it is, and how urgent."""
+        submission = self.record.submission
+        return Standing(submission.tenant, PRIORITIES.index(submission.priority))
 
     @property
     def id(self) -> str:

@@ -14,6 +14,7 @@ record says so already) or handed back (this worker ends).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -22,7 +23,7 @@ import structlog
 
 from models.errors import Abandoned, GenerationError, InternalError, RequestError, StoreUnavailable, TimedOut
 from workers.assembly import WorkerParts
-from workers.contract import JobError, Outcome
+from workers.contract import JobError, Outcome, slug
 from workers.held_job import MOST_DEATHS, HeldJob
 from workers.io_pool import Brought
 from workers.protocols import Broken, Drawn, Prepared
@@ -56,9 +57,14 @@ class HeldJobs:
         return sum(held.phase == "saving" for held in self.all)
 
     @property
-    def waiting(self) -> int:
-        """Jobs that are not in the batch yet: their rows are not counted where room is asked for."""
-        return sum(held.phase in ("reading", "ready") for held in self.all)
+    def reading(self) -> int:
+        """Jobs that are on their way into the batch: their rows are not counted where room is asked for."""
+        return sum(held.phase == "reading" for held in self.all)
+
+    def sated(self, most: int) -> frozenset[str]:
+        """Tenants, as in queues' names, that have half of `most` jobs here: the other half is for others."""
+        counts = Counter(slug(held.record.submission.tenant) for held in self.all)
+        return frozenset(tenant for tenant, count in counts.items() if count >= max(1, most // 2))
 
     @property
     def crowding(self) -> frozenset[str]:
@@ -199,11 +205,13 @@ class HeldJobs:
     def _embark(self, held: HeldJob) -> None:
         """Let a job join the batch: when there is room, and a delicate one when nobody else is here."""
         engine, request = self._parts.engine, held.request
-        if (held.is_delicate and len(self._by_id) > 1) or not engine.has_room(request, held.checkpoint):
+        if (held.is_delicate and len(self._by_id) > 1) or not engine.has_room(
+            request, held.checkpoint, held.standing.tenant
+        ):
             return
         assert held.brought is not None, "a job is ready that brought nothing. This is a bug."
         try:
-            engine.admit(held.id, request, held.checkpoint, held.brought.inputs, held.snapshot)
+            engine.admit(held.id, request, held.checkpoint, held.brought.inputs, held.snapshot, held.standing)
         except Exception as error:  # noqa: BLE001 (the per-job boundary)
             self._fail_for(held, error)
             return
@@ -296,9 +304,9 @@ class HeldJobs:
                 self._let_go(held)
                 return
             held.is_committed = True
-            self._parts.snapshots.erase(held)
             log.info(outcome.status, **held.names)
             self._parts.reporting.count_end(held, outcome)
+            self._parts.snapshots.erase(held)
         self._parts.admission.crash_point("committed")
         try:
             self._parts.rq.finish(held)
@@ -310,12 +318,25 @@ class HeldJobs:
             self._parts.rq.executions.pop(held.execution.id, None)
         self._forget(held)
 
-    def clear_the_way(self) -> None:
-        """Give back what has not begun and keeps a model in memory in whose place a job needs its upscaler."""
+    def clear_the_way(self, wanted: str | None) -> None:
+        """Give back what keeps a model in memory in whose place another is needed: for an upscaler what has not begun,
+        for a model that has waited too long (`wanted`) all, each job as soon as it is saved."""
         crowding = self.crowding
         for held in reversed(self.all):
             if held.model in crowding and held.phase in ("reading", "ready") and held.first is None:
                 self._hand_back(held, is_blamed=False)
+        for held in reversed(self.all):
+            if held.parking is not None and held.parking.done():
+                self._park(held)
+            elif wanted is not None and held.model != wanted and held.parking is None:
+                held.parking = self._parts.snapshots.save(held)
+
+    def _park(self, held: HeldJob) -> None:
+        held.parking = None
+        if held.phase in ("reading", "ready", "drawing"):
+            log.info("parked", **held.names)
+            self._leave_engine(held)
+            self._hand_back(held, is_blamed=False)
 
     def finish_writing(self, until: float) -> None:
         """Commit what is drawn and will be written by `until` (monotonic), and what has an outcome. Raises what Redis

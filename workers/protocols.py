@@ -13,6 +13,7 @@ import numpy as np
 
 from models.errors import GenerationError
 from models.request import PictureRequest
+from models.shares import NOBODY, Standing
 
 
 class Defaults(Protocol):
@@ -156,9 +157,15 @@ class Engine(Protocol):
     @property
     def counters(self) -> Mapping[str, float]: ...
     def models_in_use(self) -> Collection[str]: ...
-    def has_room(self, request: PictureRequest, checkpoint: Any) -> bool: ...
+    def has_room(self, request: PictureRequest, checkpoint: Any, tenant: str = "") -> bool: ...
     def admit(
-        self, job_id: str, request: PictureRequest, checkpoint: Any, inputs: Any = None, snapshot: bytes | None = None
+        self,
+        job_id: str,
+        request: PictureRequest,
+        checkpoint: Any,
+        inputs: Any = None,
+        snapshot: bytes | None = None,
+        standing: Standing = NOBODY,
     ) -> None: ...
     def step(self) -> Iterable[Prepared | Drawn | Broken]: ...
     def cancel(self, job_id: str) -> bool: ...

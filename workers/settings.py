@@ -132,9 +132,10 @@ class WorkerSettings(BaseSettings):
         "writes more to the store. 0: none, and a job whose worker dies begins anew.",
     )
     max_jobs: int = Field(
-        64,
+        128,
         gt=0,
-        description="Jobs in this worker's hands at once, whatever their sizes; each holds its latents in memory.",
+        description="Jobs in this worker's hands at once, whatever their sizes; each holds its latents in memory. One "
+        "tenant gets half of them, so that there is room at once for another.",
     )
     admissions_per_tick: int = Field(
         4, gt=0, description="Jobs that may join between two steps; each delays the step by a millisecond or two."
@@ -142,8 +143,9 @@ class WorkerSettings(BaseSettings):
     patience_s: float = Field(
         30.0,
         ge=0,
-        description="Seconds that jobs of a model that is not loaded wait while loaded models have work. Shorter is "
-        "fairer between models, longer loads less often.",
+        description="Seconds that jobs of a model that is not loaded wait while loaded models have work; after as many "
+        "again what is in work for those is put away to make room. Shorter is fairer between models, longer loads less "
+        "often. Also what a job waits in the queue to count as of the next higher priority.",
     )
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people.")
 

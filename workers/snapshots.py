@@ -71,6 +71,15 @@ class Snapshots:
                 kept.step = held.steps_before + snapshot.step
                 self._write(held, self._io_pool.start, write_steps, self._store, held.id, snapshot)
 
+    def save(self, held: HeldJob) -> Future[None]:
+        """Begin to save what a job has come to by now, whatever was saved before."""
+        snapshot = self._engine.snapshot(held.id) if held.phase == "drawing" else None
+        if snapshot is None:
+            nothing: Future[None] = Future()
+            nothing.set_result(None)
+            return nothing
+        return self._write(held, self._io_pool.start, write_steps, self._store, held.id, snapshot)
+
     def save_first(self, held: HeldJob) -> None:
         """Begin to save what was drawn, which is to be enlarged."""
         if held.first is not None and self._interval_s:
@@ -112,12 +121,15 @@ class Snapshots:
     def _of(self, held: HeldJob) -> _Kept:
         return self._by_job.setdefault(held.id, _Kept(time.monotonic() + self._interval_s))
 
-    def _write(self, held: HeldJob, start: Callable[..., Future[None]], work: Callable[..., None], *args: Any) -> None:
+    def _write(
+        self, held: HeldJob, start: Callable[..., Future[None]], work: Callable[..., None], *args: Any
+    ) -> Future[None]:
         kept = self._of(held)
         kept.has_files = True
         future = start(work, *args)
         future.add_done_callback(lambda done: _log_failure(done, held, "saved"))
         kept.writing.append(future)
+        return future
 
 
 def _erase_after(writing: Collection[Future[None]], store: Store, job_id: str) -> None:

@@ -188,7 +188,7 @@ class Worker:
         """Everything the loop asks of Redis. Raises what Redis raises; all of it may be repeated."""
         self._obey()
         self._jobs.settle()
-        self._jobs.clear_the_way()
+        self._jobs.clear_the_way(self._parts.admission.blocked(self._parts.settings.patience_s))
         self._admit()
         for held in self._parts.reporting.report(self._jobs.all, self._parts.engine):
             self._jobs.drop(held)
@@ -225,12 +225,13 @@ class Worker:
 
     def _admit(self) -> None:
         settings, jobs = self._parts.settings, self._jobs
-        room = min(settings.admissions_per_tick - jobs.waiting, settings.max_jobs - len(jobs.all))
+        room = min(settings.admissions_per_tick - jobs.reading, settings.max_jobs - len(jobs.all))
         if self._is_draining or room <= 0 or jobs.is_delicate or jobs.unsaved >= settings.save_backlog:
             return
         parts = self._parts
         parts.admission.pause(parts.repertoire.paused | jobs.crowding)
-        for held in parts.admission.take(parts.engine, parts.shelf, self._models_in_use, room):
+        sated = jobs.sated(settings.max_jobs)
+        for held in parts.admission.take(parts.engine, parts.shelf, self._models_in_use, room, sated):
             jobs.receive(held)
 
     @property

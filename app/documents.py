@@ -72,6 +72,7 @@ def understood(submission: Submission) -> AnyUnderstood:
             **submission.request.model_dump(),
             **submission.delivery.model_dump(),
             "priority": submission.priority,
+            "deadline_s": submission.deadline_s,
         }
     )
 

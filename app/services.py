@@ -75,6 +75,10 @@ class Services:
         """Whether this tenant may look after the server. Without keys everybody who reaches it may."""
         return self.keys.is_empty or tenant in self.settings.operators
 
+    def may_be_high(self, tenant: str) -> bool:
+        """Whether this tenant's jobs may have the priority `high`, which takes time from those of others."""
+        return self.is_operator(tenant) or tenant in self.settings.high_priority
+
     async def owned_job(self, job_id: str, tenant: str) -> JobView:
         """A job of this tenant. Raises Problem: `job_gone` when it was there, `job_unknown` otherwise."""
         created_at = created_at_of(job_id) if job_id.isalnum() else None

@@ -25,6 +25,7 @@ from rq.command import send_command
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, Retry
 
+from models.errors import DeadlineExceeded
 from workers import scripts
 from workers.connection import misgivings
 from workers.contract import (
@@ -208,6 +209,9 @@ class JobBoard:
             pipe.set(companion, value)  # expires with the job: the outcome sets when
         pipe.hset(keys.costs, record.id, repr(record.cost))
         pipe.sadd(keys.queues, record.queue)
+        if record.submission.deadline_s is not None:
+            pipe.zadd(keys.urgent, {record.id: record.deadline})
+            pipe.expire(keys.urgent, scripts.INDEX_TTL_S)
         self._enqueue(pipe, record)
         pipe.lpush(keys.doorbell, record.id)
         pipe.ltrim(keys.doorbell, 0, scripts.DOORBELL_LENGTH - 1)
@@ -336,6 +340,20 @@ class JobBoard:
         keys = keys_of(job_id, model, text(tenant), queue)
         self._end(keys=list(keys), args=[job_id, outcome.model_dump_json(), self.retention_s, "canceled"])
         return True
+
+    def fail_overdue(self, queue: str, now: float) -> int:
+        """End the jobs of a queue whose deadline has passed while they waited; returns how many."""
+        failed = 0
+        for job_id in map(text, self._redis.zrangebyscore(key("urgent", queue), 0, now)):
+            view = self._view(job_id)
+            if view is None or view.record.outcome is not None:
+                self._redis.zrem(key("urgent", queue), job_id)
+            elif view.status == "queued":
+                error = JobError(code=DeadlineExceeded.code, detail="Its deadline passed while it waited in the queue.")
+                outcome = _canceled(view.record).model_copy(update={"status": "failed", "error": error})
+                self._end_from_outside(view.record, outcome, "canceled")
+                failed += 1
+        return failed
 
     def _reconcile(self, record: JobRecord) -> bool:
         raw = self._redis.hget(Job.key_for(record.id), "status")

@@ -18,6 +18,7 @@ Where is it? One key each, `denoised:` in front:
     suspects:<model>          hash    job id -> since when it has been in no queue and in no worker's hands
     ended:<model>             hash    how many jobs have ended, by status, and failed, by `code:<code>`; only ever grows
     promise:<id>              string  the seconds it was said to take when it was queued; until it has ended
+    urgent:<queue>            zset    queued jobs with a deadline, by that (unix seconds): they leave the queue first
     queues:<model>            set     names of this model's RQ queues that may hold jobs
     doorbell:<model>          list    rung at enqueue; an idle worker blocks on it
     events                    stream  job, kind: one entry whenever a document changes
@@ -33,6 +34,7 @@ Where is it? One key each, `denoised:` in front:
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -123,6 +125,8 @@ class Submission(Value):
     request: GenerationRequest
     delivery: Delivery = Delivery()
     priority: Priority = "normal"
+    deadline_s: float | None = None
+    """Seconds from its creation after which its pictures are of no use."""
     traceparent: str | None = None
     request_id: str | None = None
     """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
@@ -209,6 +213,12 @@ class JobRecord(Value):
     best_step: int = 0
     """The furthest step of the executions before it."""
     outcome: Outcome | None = None
+
+    @property
+    def deadline(self) -> float:
+        """Unix seconds."""
+        deadline_s = self.submission.deadline_s
+        return math.inf if deadline_s is None else self.created_at + deadline_s
 
     @property
     def runs_alone(self) -> bool:

@@ -48,6 +48,7 @@ class JobKeys(NamedTuple):
     doorbell: str
     suspects: str
     ended: str
+    urgent: str
 
 
 def job_keys(record: JobRecord) -> JobKeys:
@@ -74,6 +75,7 @@ def keys_of(job_id: str, model: str, tenant: str, queue: str) -> JobKeys:
         doorbell=key("doorbell", model),
         suspects=key("suspects", model),
         ended=key("ended", model),
+        urgent=key("urgent", queue),
     )
 
 

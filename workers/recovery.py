@@ -86,6 +86,7 @@ class Recovery:
         now = self._server_time()
         for name in names:
             self._tell_of_ended(name, now)
+            self._board.fail_overdue(name, now)
             self._drop_strays(name)
             self._tidy(model, name, now)
         return recovered

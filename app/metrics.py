@@ -133,3 +133,18 @@ class _BoardCollector(Collector):
                     if value is not None:
                         family.add_metric((beat.name, model), float(value))
         yield from (up, seen, totals, *loads.values())
+        yield from _ceilings(self._figures.beats)
+
+
+def _ceilings(beats: Sequence[WorkerBeat]) -> Iterator[Metric]:
+    """What memory allows: below its limit a ceiling was lowered by out-of-memory and is on its way back."""
+    labels = ("worker", "model", "shape", "tokens", "strict")
+    rows = GaugeMetricFamily("denoised_row_ceiling", "Rows that a network call may have now.", labels=labels)
+    limits = GaugeMetricFamily("denoised_row_ceiling_limit", "What the ceiling may grow back to.", labels=labels)
+    for beat in beats:
+        for ceiling in beat.ceilings:
+            shape = "x".join(map(str, ceiling.shape))
+            names = (beat.name, ceiling.model, shape, str(ceiling.context_length), str(int(ceiling.is_strict)))
+            rows.add_metric(names, ceiling.rows)
+            limits.add_metric(names, ceiling.limit)
+    yield from (rows, limits)

@@ -12,6 +12,7 @@ import redis
 
 from workers.admission import Admission, CrashPoint, no_crash
 from workers.board import JobBoard
+from workers.ceilings import Ceilings
 from workers.connection import connect
 from workers.heartbeat import Heartbeat
 from workers.io_pool import IOPool, ReadAhead
@@ -43,6 +44,7 @@ class WorkerParts:
     reporting: Reporting
     repertoire: Repertoire
     recovery: Recovery
+    ceilings: Ceilings
     wake: threading.Event
     """Set when an work has ended, or a signal came."""
 
@@ -79,5 +81,6 @@ def assemble(
         reporting=Reporting(client, leases, io_pool, rq.name),
         repertoire=Repertoire(client, board, settings, engine, shelf),
         recovery=Recovery(client, board, settings, shelf.names, rq.tell),
+        ceilings=Ceilings(client),
         wake=wake,
     )

@@ -22,6 +22,8 @@ Where is it? One key each, `denoised:` in front:
     catalogue                 hash    model name -> ModelEntry; stays when its worker is gone
     workers                   hash    worker name -> WorkerBeat; an older beat than BEAT_TTL_S is a dead worker
     wishes                    hash    model name -> Wish: what an operator last asked of its workers; expires by itself
+    ceilings                  hash    kind of call -> rows that memory sufficed for, and since when: `workers.ceilings`;
+                                      expires by itself
     recovery:<model>          string  a worker has just looked for this model's lost jobs; expires by itself
 """
 
@@ -43,6 +45,8 @@ RETENTION_S = 24 * 3600
 BEAT_TTL_S = 20.0
 PROGRESS_TTL_S = 120
 WISH_TTL_S = 3600
+CEILING_TTL_S = 24 * 3600
+"""By then a ceiling has risen by 720 rows: it lowers nothing any more."""
 EVENT_STREAM_LENGTH = 10_000
 LOCAL_TENANT = "local"
 """Everybody's tenant while the server has no keys."""
@@ -301,6 +305,18 @@ class Wish(Value):
     action: Literal["load", "unload"]
 
 
+class RowCeiling(Value):
+    """Rows that calls of one group may have on a worker: a model, a shape (C, h, w) of latents, a length of prompts."""
+
+    model: str
+    shape: tuple[int, ...]
+    context_length: int
+    is_strict: bool = False
+    rows: int
+    limit: int
+    """What `rows` may grow back to, where memory did not suffice."""
+
+
 class WorkerBeat(Value):
     """A worker's heartbeat."""
 
@@ -316,6 +332,8 @@ class WorkerBeat(Value):
     """Model -> why it could not be loaded when last tried. One that had been fine before is in `models` too."""
     wishes: dict[str, str] = {}
     """Model -> id of the last wish that is done, or turned out impossible."""
+    ceilings: tuple[RowCeiling, ...] = ()
+    """Of the groups in the batch and of those that memory was too small for."""
     counters: dict[str, float] = {}
     """Monotonic since the worker started, for metrics: jobs ended by status, steps, rows, oom splits, ..."""
 

@@ -13,12 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Literal
 
 import redis
 import structlog
 
-from workers.contract import WorkerBeat
+from workers.contract import RowCeiling, WorkerBeat
 from workers.held_job import HeldJob
 from workers.io_pool import IOPool
 from workers.jobkeys import text
@@ -125,6 +126,7 @@ class Reporting:
             models=repertoire.loads(),
             faults=repertoire.faults,
             wishes=repertoire.wishes,
+            ceilings=tuple(RowCeiling(**asdict(limit)) for limit in engine.row_limits()),
             counters={**engine.counters, **self.counters},
         )
 

@@ -228,6 +228,7 @@ class Worker:
     def _keep_up(self) -> None:
         """Recovery, the sweep of old files, and our own status, each when it is time to."""
         now, settings = time.monotonic(), self._parts.settings
+        self._parts.ceilings.exchange(self._parts.engine)
         if now >= self._publish_at:
             if self._parts.repertoire.keep_up(self._models_in_use):
                 self._parts.heartbeat.hurry()

@@ -35,7 +35,7 @@ from app.security import KeyRing, load_keys
 from app.services import Services
 from app.settings import ApiSettings
 from workers.board import JobBoard
-from workers.connection import connect, connect_async
+from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.store import open_store
 
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
@@ -101,7 +101,7 @@ async def _services(
     settings: ApiSettings, keys: KeyRing, http_metrics: HttpMetrics, log: Any
 ) -> AsyncIterator[Services]:
     client = connect(settings.redis_url)
-    events = connect_async(settings.redis_url, blocking=True)
+    events = connect_async(settings.redis_url, blocks_s=LONGEST_BLOCK_S)
     hub = EventHub(events, log)
     reader = asyncio.create_task(hub.run())
     try:

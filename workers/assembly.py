@@ -13,7 +13,7 @@ import redis
 from workers.admission import Admission, CrashPoint, no_crash
 from workers.board import JobBoard
 from workers.ceilings import Ceilings
-from workers.connection import connect
+from workers.connection import DOORBELL_BLOCK_S, connect
 from workers.heartbeat import Heartbeat
 from workers.io_pool import IOPool, ReadAhead
 from workers.lease import Leases
@@ -60,7 +60,7 @@ def assemble(
 
     Raises redis.RedisError while Redis is away.
     """
-    client, doorbell_client = connect(settings.redis_url), connect(settings.redis_url, blocking=True)
+    client, doorbell_client = connect(settings.redis_url), connect(settings.redis_url, blocks_s=DOORBELL_BLOCK_S)
     wake = threading.Event()
     leases = Leases(client, settings.lease_s, settings.retention_s)
     rq = RqSide(client, leases.execution_ttl)

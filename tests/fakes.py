@@ -11,12 +11,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from models.ceiling import Ceiling, RowLimit
 from models.errors import CheckpointMissing, GenerationError, NotFinite
 from models.request import PictureRequest
 from models.shares import NOBODY, Standing
@@ -155,6 +156,15 @@ class FakeEngine:
     def loads(self) -> dict[str, Load]:
         left = sum(job.request.num_inference_steps - job.step for job in self._jobs.values())
         return {"fake": Load(1 / self._step_s, float(left), len(self._jobs), 1.0, self._step_s)}
+
+    def learnt(self) -> tuple[Ceiling, ...]:
+        return ()
+
+    def learn(self, ceilings: Iterable[Ceiling]) -> None:
+        """Its memory is never short."""
+
+    def row_limits(self) -> tuple[RowLimit, ...]:
+        return ()
 
     def warm_up(self, checkpoint: FakeCheckpoint) -> int:
         if checkpoint.name == "huge":

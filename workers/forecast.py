@@ -6,6 +6,7 @@ Reads queues, costs and heartbeats; changes nothing.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,10 +144,18 @@ def add_speeds(beats: Iterable[WorkerBeat], model: str) -> Speed:
 
 
 def read_beat(raw: Any) -> WorkerBeat | None:
-    """A beat as Redis returns it; None when another version wrote it."""
+    """A beat as Redis returns it; None when this version cannot read it."""
     try:
-        return WorkerBeat.model_validate_json(raw)
+        return WorkerBeat.read(raw)
     except ValidationError:
+        return None
+
+
+def beat_time(raw: Any) -> float | None:
+    """When a beat was written, one that only a newer version can read too; None for what is no beat."""
+    try:
+        return float(json.loads(raw)["beat_at"])
+    except (ValueError, TypeError, KeyError):
         return None
 
 
@@ -157,7 +166,11 @@ def oldest_wait_s(job_ids: Iterable[str]) -> float:
 
 
 def _placed(view: JobView, place: Place | None, beats: Sequence[WorkerBeat]) -> JobView:
+    model, needed = view.record.submission.request.model, view.record.contract_version
+    able = [beat for beat in beats if beat.contract_version >= needed]
+    if not any(model in beat.models for beat in able) and any(model in beat.models for beat in beats):
+        return view.model_copy(update={"queue_position": place.jobs if place else None, "needs_newer_worker": True})
     if place is None:
         return view
-    speed = add_speeds(beats, view.record.submission.request.model)
+    speed = add_speeds(able, model)
     return view.model_copy(update={"queue_position": place.jobs, "eta_s": speed.end_s(place, view.record.cost)})

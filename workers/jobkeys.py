@@ -17,7 +17,17 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.registry import CanceledJobRegistry, StartedJobRegistry
 
-from workers.contract import JobRecord, Outcome, Progress, Submission, key, queue_name
+from workers.contract import (
+    FIRST_VERSION,
+    JobRecord,
+    Outcome,
+    Progress,
+    Submission,
+    is_newer,
+    key,
+    needed_version,
+    queue_name,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -107,6 +117,7 @@ def new_record(job_id: str, submission: Submission, created_at: float, cost: flo
         created_at=created_at,
         queue=queue_name(request.model, submission.priority, submission.tenant),
         cost=cost,
+        contract_version=needed_version(submission),
     )
 
 
@@ -133,27 +144,36 @@ def record_fields(record: JobRecord, companions: Iterable[str] = ()) -> dict[Any
 
 
 def read_record(fields: Mapping[Any, Any]) -> JobRecord | None:
-    """The record in a hash as Redis returns it; None for an empty one, and for one that another version wrote."""
+    """The record in a hash as Redis returns it; None for an empty one, and for one that this version cannot read."""
     if b"submission" not in fields:
         return None
     try:
         return _parse_record(fields)
     except (ValidationError, ValueError) as error:
-        log.error("a record cannot be read", job=text(fields.get(b"id", b"")), error=str(error))
+        if not needs_newer(fields.get(b"contract_version")):
+            log.error("a record cannot be read", job=text(fields.get(b"id", b"")), error=str(error))
         return None
+
+
+def needs_newer(version: Any) -> bool:
+    """Whether a record's `contract_version`, as Redis returns it, is one that is not ours to draw or to judge."""
+    written = text(version) if version is not None else ""
+    return is_newer(int(written) if written.isdecimal() else FIRST_VERSION)
 
 
 def _parse_record(fields: Mapping[Any, Any]) -> JobRecord:
     given = {text(name): text(value) for name, value in fields.items()}
     values: dict[str, Any] = {name: value for name, value in given.items() if name not in _FOR_SCRIPTS}
-    values["submission"] = Submission.model_validate_json(given["submission"])
+    values["submission"] = Submission.read(given["submission"])
     if "warnings" in given:
         values["warnings"] = json.loads(given["warnings"])
     if "outcome" in given:
-        values["outcome"] = Outcome.model_validate_json(given["outcome"])
-    return JobRecord.model_validate(values)
+        values["outcome"] = Outcome.read(given["outcome"])
+    return JobRecord.model_validate(values, extra="ignore")
 
 
 def read_progress(fields: Mapping[Any, Any]) -> Progress | None:
     """The progress in a hash as Redis returns it; None for an empty one."""
-    return Progress.model_validate({text(name): text(value) for name, value in fields.items()}) if fields else None
+    if not fields:
+        return None
+    return Progress.model_validate({text(name): text(value) for name, value in fields.items()}, extra="ignore")

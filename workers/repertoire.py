@@ -20,8 +20,8 @@ import structlog
 
 from models.errors import CheckpointError, CheckpointRefused
 from workers.board import JobBoard
-from workers.catalogue import controlnet_names, describe_model, lora_names
-from workers.contract import JobError, ModelEntry, ModelLoad, key
+from workers.catalogue import controlnet_names, describe_model, entry_version, lora_names
+from workers.contract import JobError, ModelEntry, ModelLoad, is_newer, key
 from workers.model_folder import FoundModel, found_models
 from workers.protocols import Checkpoint, Engine, Shelf
 from workers.settings import WorkerSettings
@@ -188,7 +188,7 @@ class Repertoire:
         }
         for name, entry in self._entries.items():
             renewed = entry if entry.upscale_factor else entry.model_copy(update=beside)
-            if renewed != self._published.get(name):
+            if renewed != self._published.get(name) and not self._is_told_better(name):
                 self._redis.hset(key("catalogue"), name, renewed.model_dump_json())
                 self._published[name] = renewed
         gone = self._published.keys() - self._entries.keys()
@@ -197,6 +197,13 @@ class Repertoire:
             for name in gone - served:  # another worker may serve it still; until our next beat we seem to
                 self._redis.hdel(key("catalogue"), name)
                 del self._published[name]
+
+    def _is_told_better(self, name: str) -> bool:
+        """A living worker of a newer version tells of this model: its entry may have what ours does not know."""
+        version = entry_version(self._redis.hget(key("catalogue"), name))
+        if not is_newer(version):
+            return False
+        return any(name in beat.models and beat.contract_version >= version for beat in self._board.beats())
 
     def _note_wishes(self) -> None:
         for name, wish in self._board.wishes().items():

@@ -301,7 +301,7 @@ def test_a_worker_takes_over_what_is_known_and_tells_it_in_its_beat(
         assert [view.status for view in fleet.wait_ended(ids)] == ["succeeded"] * 4, fleet.logs()
         fleet.wait_for(lambda: fleet.beat_of(worker).counters.get("pictures") == 4)
         counters = fleet.beat_of(worker).counters
-        assert counters["rows"] == counters["steps"], "one row a call"
+        assert counters["rows:tiny"] == counters["steps:tiny"], "one row a call"
         assert "oom_splits" not in counters
 
 

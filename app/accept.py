@@ -6,14 +6,17 @@ beyond the Problems it raises.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import anyio.to_thread
 from redis.exceptions import RedisError
 
+from app.documents import job_path
 from app.errors import Problem, field_problem
 from app.payload import Payload, require_no_files_but
 from app.resolve import Uploads, check_controls, choose_model, enlarged_size, parse_body, resolve
+from app.room import needed_bytes
 from app.schemas import AnyBody, InpaintingBody, TextToImageBody
 from app.services import Services
 from app.uploads import (
@@ -26,12 +29,20 @@ from app.uploads import (
     read_mask,
     read_upload,
 )
-from workers.board import Idempotency, IdempotencyConflict
+from workers.board import Idempotency, IdempotencyConflict, NotDurable
 from workers.contract import Delivery, JobView, ModelEntry, Submission, new_job_id
 
 _UPLOAD_FIELDS = frozenset({"image", "mask_image"})
 _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
 """Pixels that these formats, as they are written here, can have a side."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What finds a request again, in logs and in the traces of others."""
+
+    request_id: str
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,28 @@ class Accepted:
 
 
 async def accept(
-    services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, traceparent: str | None
+    services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, trace: Trace
 ) -> Accepted:
-    """Checks everything, stores the uploads, queues the job. Raises Problem; then nothing was queued or stored."""
+    """Checks everything, stores the uploads, queues the job. Raises Problem; then nothing was queued or stored, unless
+    the problem is that a queued job is not known to be on disk."""
+    accepted = await _accept(services, tenant, payload, idempotency, trace)
+    if services.settings.durability == "always":
+        await _confirm_durable(services, accepted.view)
+    return accepted
+
+
+async def _confirm_durable(services: Services, view: JobView) -> None:
+    """Also for a repeat: what its first request could not confirm may not be on disk yet."""
+    try:
+        await services.on_board(services.board.confirm_durable, view.record.submission.tenant)
+    except NotDurable as error:
+        where = {"Location": job_path(view.record.id)}
+        raise Problem("durability_unconfirmed", f"The job is {view.record.id}.", headers=where) from error
+
+
+async def _accept(
+    services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, trace: Trace
+) -> Accepted:
     if idempotency:
         try:
             earlier = await services.on_board(services.board.find_idempotent, tenant, idempotency)
@@ -55,6 +85,8 @@ async def accept(
             return Accepted(earlier, False)
     require_no_files_but(payload, _UPLOAD_FIELDS)
     body = parse_body(_with_upload_marks(payload))
+    if body.priority == "high" and not services.may_be_high(tenant):
+        raise Problem("priority_refused")
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
     await _check_queue(services, tenant, entry)
@@ -65,7 +97,9 @@ async def accept(
         request=resolve(body, entry, uploads),
         delivery=Delivery(output_format=body.output_format, previews=body.previews),
         priority=body.priority,
-        traceparent=traceparent,
+        deadline_s=body.deadline_s,
+        traceparent=trace.traceparent,
+        request_id=trace.request_id,
     )
     return await _store_and_submit(services, submission, entry, uploads, idempotency)
 
@@ -187,6 +221,7 @@ async def _store_and_submit(
     idempotency: Idempotency | None,
 ) -> Accepted:
     job_id = new_job_id()
+    await services.on_store(services.room.take, job_id, needed_bytes(submission.request, uploads))
     is_kept = False
     try:
         for upload in {upload.name: upload for upload in uploads.all}.values():
@@ -207,8 +242,17 @@ async def _store_and_submit(
         is_kept = await _may_be_queued(services, job_id)
         raise
     finally:
-        if uploads.all and not is_kept:
+        if not is_kept:
+            await _leave_nothing(services, job_id, uploads)
+
+
+async def _leave_nothing(services: Services, job_id: str, uploads: Uploads) -> None:
+    try:
+        if uploads.all:
             await services.on_store(services.store.erase, job_id)
+    finally:
+        with contextlib.suppress(RedisError):  # what is left reserved is found later
+            await services.on_board(services.room.give_back, job_id)
 
 
 async def _may_be_queued(services: Services, job_id: str) -> bool:

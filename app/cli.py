@@ -1,4 +1,4 @@
-"""The command line: `denoised serve | api | worker | generate | models | keys`.
+"""The command line: `denoised serve | api | worker | generate | models | status | keys`.
 
 Owns which fault ends with which exit status, and which command is done where. Each command's work is imported when it
 is asked for, so that `--help` is instant; nothing here needs torch.
@@ -118,6 +118,12 @@ def _models(options: argparse.Namespace) -> int:
     return models(options)
 
 
+def _status(options: argparse.Namespace) -> int:
+    from app.cli_status import status
+
+    return status(options)
+
+
 def _keys(options: argparse.Namespace) -> int:
     from app.cli_keys import run
 
@@ -130,6 +136,7 @@ _COMMANDS = {
     "worker": _worker,
     "generate": _generate,
     "models": _models,
+    "status": _status,
     "keys": _keys,
 }
 

@@ -47,6 +47,7 @@ _FIELDS = {
     "crop": "padding_mask_crop",
     "model": "model",
     "priority": "priority",
+    "deadline": "deadline_s",
 }
 
 
@@ -64,7 +65,7 @@ def generate(options: argparse.Namespace) -> int:
     except _NotSaved as error:
         return complain(str(error), EXIT_SETTINGS)
     except ClientError as error:
-        return _explain(error)
+        return explain(error)
 
 
 def models(options: argparse.Namespace) -> int:
@@ -76,7 +77,7 @@ def models(options: argparse.Namespace) -> int:
                 return _print_state(state, options)
             answer = client.models()
     except ClientError as error:
-        return _explain(error)
+        return explain(error)
     if options.json:
         print(json.dumps(answer["models"], indent=2))
         return 0
@@ -209,7 +210,8 @@ def _save(client: Client, document: dict[str, Any], options: argparse.Namespace)
         print(f"{path}  {image['width']}x{image['height']}  seed {image['seed']}", flush=True)
 
 
-def _explain(error: ClientError) -> int:
+def explain(error: ClientError) -> int:
+    """Says on stderr why the server did not do it; gives the exit status back."""
     if isinstance(error, Refused):
         return complain(f"{error} ({error.code})", EXIT_FAILED)
     return complain(

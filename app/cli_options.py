@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_generate(commands)
     _add_models(commands)
+    _add_status(commands)
     _add_keys(commands)
     return top
 
@@ -58,8 +59,7 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
         help="Redis, API and workers together",
         description="Starts everything on this machine: an embedded Redis-compatible server (unless REDIS_URL names"
         " one), the API and the workers. A part that dies is started again. The first Ctrl-C or SIGTERM lets the"
-        " workers finish what they have begun; the second ends at once, and what was not finished is drawn after the"
-        " next start.",
+        " workers save what they have begun, and the next start goes on from there; the second ends at once.",
         epilog="More settings, all by environment: docs/settings.md.",
     )
     _add_address(serve)
@@ -199,6 +199,7 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add("--priority", choices=("high", "normal", "low"), help="which of your own waiting jobs goes first (default"
         " normal): low for bulk work, high for what you wait for")  # fmt: skip
+    add("--deadline", type=float, metavar="SECONDS", help="the pictures are of no use later; the job fails then")
     _add_server_options(generate)
 
 
@@ -215,6 +216,17 @@ def _add_models(commands: Commands[argparse.ArgumentParser]) -> None:
     changes.add_argument(
         "--unload", metavar="NAME", help="free the memory of this model; the next job that names it loads it again"
     )
+
+
+def _add_status(commands: Commands[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser(
+        "status",
+        help="what the queues and workers do",
+        description="Shows operators every queue that has jobs, every worker with its models, and the jobs in their"
+        " hands. Where the server has keys, the tenant of yours must be in its DENOISED_OPERATORS.",
+    )
+    _add_server_options(status)
+    status.add_argument("--json", action="store_true", help="print the server's whole answers, for programs")
 
 
 def _add_server_options(command: argparse.ArgumentParser) -> None:

@@ -64,7 +64,7 @@ def sentence(document: dict[str, Any], bar_width: int) -> str:
         bar = f"[{'#' * done}{'.' * (bar_width - done)}] " if bar_width else ""
         words.append(f"{bar}step {step['step']} of {step['steps']}")
     if document.get("eta_s") is not None and status in ("queued", "running"):
-        words.append(f"{_duration(document['eta_s'])} left")
+        words.append(f"{duration(document['eta_s'])} left")
     return f"{status:<9} {', '.join(words)}".rstrip()
 
 
@@ -75,7 +75,8 @@ def _milestone(document: dict[str, Any]) -> tuple[object, ...]:
     return (document["status"], document.get("queue_position"), quarter)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Short, in the unit that fits: "0.3 s", "12 s", "4 min"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 100:

@@ -93,6 +93,14 @@ class Client:
         """Where a model is in memory once every worker of it has forgotten it, or after a minute."""
         return self._json("POST", f"/models/{quote(name)}/unload", headers=_WAIT)
 
+    def queues(self) -> dict[str, Any]:
+        """For operators: `suspended`, and every queue that has jobs."""
+        return self._json("GET", "/admin/queues")
+
+    def workers(self) -> dict[str, Any]:
+        """For operators: every worker with the jobs in its hands."""
+        return self._json("GET", "/admin/workers")
+
     def image(self, path: str) -> bytes:
         """The bytes of one finished picture; `path` is the `url` of the job document."""
         return self._request("GET", path).content

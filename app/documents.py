@@ -54,11 +54,12 @@ def job_document(view: JobView) -> JobDocument:
             for index, picture in enumerate(outcome.pictures if outcome else ())
         ),
         reproducibility=outcome.reproducibility if outcome else None,
+        resumed_from_step=outcome.resumed_from_step if outcome else None,
         error=outcome.error if outcome else None,
         timings=outcome.timings if outcome else Timings(),
-        created_at=_moment(record.created_at),
-        started_at=_moment(record.started_at) if record.started_at is not None else None,
-        ended_at=_moment(outcome.ended_at) if outcome else None,
+        created_at=moment(record.created_at),
+        started_at=moment(record.started_at) if record.started_at is not None else None,
+        ended_at=moment(outcome.ended_at) if outcome else None,
         request=understood(record.submission),
         links=LinksDocument(self=path, events=f"{path}/events"),
     )
@@ -71,6 +72,7 @@ def understood(submission: Submission) -> AnyUnderstood:
             **submission.request.model_dump(),
             **submission.delivery.model_dump(),
             "priority": submission.priority,
+            "deadline_s": submission.deadline_s,
         }
     )
 
@@ -140,5 +142,6 @@ _NEEDS_NEWER = (
 )
 
 
-def _moment(unix_s: float) -> datetime:
+def moment(unix_s: float) -> datetime:
+    """UTC, to the millisecond."""
     return datetime.fromtimestamp(round(unix_s, 3), UTC)

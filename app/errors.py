@@ -6,7 +6,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     400  the bytes are no request      json_invalid  json_too_deep  multipart_invalid  body_incomplete
     │                                  idempotency_key_invalid  cursor_invalid
     401  who are you                   key_required  key_unknown
-    403  not from that page, not you   origin_refused  operator_required
+    403  not from that page, not you   origin_refused  operator_required  priority_refused
     404  nothing there                 route_unknown  job_unknown  image_unknown  image_not_ready  model_absent
     405  not with that method          method_not_allowed
     408  too slow                      body_timeout
@@ -27,7 +27,8 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     ├── masks                          mask_missing  mask_empty  mask_size_mismatch
     └── repeats                        idempotency_conflict
     429  not now                       queue_full  streams_full
-    503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  internal
+    503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  store_full
+                                       durability_unconfirmed  internal
 """
 
 from __future__ import annotations
@@ -85,6 +86,11 @@ def _table() -> dict[str, ErrorKind]:
         ),
         "operator_required": kind(
             403, "Only operators may do this", "Ask an operator, or name the tenant in DENOISED_OPERATORS."
+        ),
+        "priority_refused": kind(
+            403,
+            "This key may not ask for the priority high",
+            "Send `normal` or `low`, or have the tenant named in DENOISED_HIGH_PRIORITY.",
         ),
         "route_unknown": kind(404, "There is no such route", "See /docs for the routes."),
         "job_unknown": kind(404, "There is no such job", "Send the id of one of your own jobs; GET /jobs lists them."),
@@ -216,6 +222,16 @@ def _table() -> dict[str, ErrorKind]:
             "Pictures cannot be stored or read now",
             "Repeat the request after Retry-After seconds; whoever runs the server should look at its disk.",
         ),
+        "store_full": kind(
+            503,
+            "There is no room for more pictures",
+            "Erase jobs you do not need (DELETE /jobs/{id}), or repeat the request after Retry-After seconds.",
+        ),
+        "durability_unconfirmed": kind(
+            503,
+            "The job is queued, but perhaps not on disk yet",
+            "Follow the job at Location, or repeat the request with the same Idempotency-Key.",
+        ),
         "internal": kind(
             503,
             "A fault of ours",
@@ -228,7 +244,16 @@ ERRORS: Mapping[str, ErrorKind] = MappingProxyType(_table())
 """Every code that an answer can carry; `docs/errors.md` has a heading for each."""
 
 RETRY_AFTER_S: Mapping[str, int] = MappingProxyType(
-    {"redis_unavailable": 2, "no_worker": 5, "not_ready": 5, "store_unavailable": 10, "internal": 5, "streams_full": 5}
+    {
+        "redis_unavailable": 2,
+        "no_worker": 5,
+        "not_ready": 5,
+        "store_unavailable": 10,
+        "store_full": 60,
+        "durability_unconfirmed": 2,
+        "internal": 5,
+        "streams_full": 5,
+    }
 )
 """Seconds to wait where nothing better is known than how long such a fault usually lasts."""
 

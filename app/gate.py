@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,10 +48,11 @@ class Gate:
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
         started = time.perf_counter()
-        try:
-            await self._pass(scope, headers, receive, answer)
-        finally:
-            self._record(scope, answer, time.perf_counter() - started)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):  # in every line that the request causes
+            try:
+                await self._pass(scope, headers, receive, answer)
+            finally:
+                self._record(scope, answer, time.perf_counter() - started)
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, answer: _Answer) -> None:
         try:
@@ -71,10 +73,9 @@ class Gate:
         self.metrics.observe(route, scope["method"], status, seconds)
         if scope["path"] in _PROBES:
             return  # asked every second by whoever watches; the metrics count them
-        known = {name: scope["state"].get(name) for name in ("tenant", "job_id", "code")}
+        known = {name: scope["state"].get(name) for name in ("tenant", "job", "code")}
         self.log.info(
             "request",
-            request_id=answer.request_id,
             method=scope["method"],
             path=scope["path"],
             status=status,

@@ -1,20 +1,22 @@
 """The API process: one listening socket, and uvicorn on it.
 
-Owns binding and uvicorn's options. Knows nothing of routes. `denoised serve` binds the socket itself and hands it to
-the API as an open descriptor: a port that is taken is found out before anything starts, and while a dead API is started
-again new connections wait in the socket's backlog instead of being refused.
+Owns binding, uvicorn's options, and that libraries log as we do. Knows nothing of routes. `denoised serve` binds the
+socket itself and hands it to the API as an open descriptor: a port that is taken is found out before anything starts,
+and while a dead API is started again new connections wait in the socket's backlog instead of being refused.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import signal
 import socket
 
 import uvicorn
 
 from app.settings import ApiSettings
+from workers.logs import configure_logs
 
 STOP_TIMEOUT_S = 5
 """Seconds that open answers and event streams get after SIGTERM before their connections are closed."""
@@ -58,6 +60,9 @@ def run_api(settings: ApiSettings, listener: socket.socket) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. The socket is this function's to close."""
     from app.main import create_app
 
+    configure_logs(settings.log_format)
+    # The application has told of the same exception, with the request's id.
+    logging.getLogger("uvicorn.error").addFilter(lambda line: "Exception in ASGI application" not in line.getMessage())
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),

@@ -29,17 +29,20 @@ from app.errors import FieldError, Problem, ProblemDocument
 from app.events import EventHub
 from app.gate import Gate, problem_answer
 from app.metrics import HttpMetrics
-from app.routes import generate, health, jobs, models, reference
+from app.room import Room
+from app.routes import admin, generate, health, jobs, models, reference
 from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
 from app.security import KeyRing, load_keys
 from app.services import Services
 from app.settings import ApiSettings
 from workers.board import JobBoard
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
+from workers.overview import Overview
+from workers.reservations import Reservations
 from workers.store import open_store
 
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
-_ROUTERS = (generate.router, jobs.router, models.router, health.router, reference.router)
+_ROUTERS = (generate.router, jobs.router, models.router, admin.router, health.router, reference.router)
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
@@ -83,6 +86,7 @@ def make_log(log_format: Literal["json", "console"]) -> Any:
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *_renderers(log_format),
@@ -101,22 +105,27 @@ async def _services(
     settings: ApiSettings, keys: KeyRing, http_metrics: HttpMetrics, log: Any
 ) -> AsyncIterator[Services]:
     client = connect(settings.redis_url)
+    store = await anyio.to_thread.run_sync(open_store, settings.store)
+    room = Room(settings, store, Reservations(client))
     events = connect_async(settings.redis_url, blocks_s=LONGEST_BLOCK_S)
     hub = EventHub(events, log)
-    reader = asyncio.create_task(hub.run())
+    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(room.keep_up(log))]
     try:
         yield Services(
             settings=settings,
             keys=keys,
             board=JobBoard(client, retention_s=settings.retention_s),
-            store=await anyio.to_thread.run_sync(open_store, settings.store),
+            overview=Overview(client),
+            store=store,
+            room=room,
             hub=hub,
             metrics=http_metrics,
             log=log,
             decoders=anyio.CapacityLimiter(settings.decode_threads),
         )
     finally:
-        await _end(reader)
+        for task in tasks:
+            await _end(task)
         await events.aclose()
         client.close()
 

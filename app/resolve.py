@@ -39,8 +39,10 @@ from models.request import (
 )
 from workers.contract import ModelEntry, SamplerEntry
 
-_FACTOR, _LONGEST_ENLARGED = 4, 8192
-"""Of upscalers, and pixels a side of their answers."""
+UPSCALE_FACTOR = 4
+"""Of every upscaler."""
+_LONGEST_ENLARGED = 8192
+"""Pixels a side of what upscalers answer."""
 _MOST_ENLARGED = _LONGEST_ENLARGED**2
 SEED_RANGE = 2**32
 """Seeds drawn at the door stay below this, so that every JSON reader keeps them exactly."""
@@ -169,8 +171,8 @@ def _resolve_upscaler(body: AnyBody, entry: ModelEntry, uploads: Uploads, canvas
     if isinstance(body, InpaintingBody) and uploads.image is not None:
         width, height = enlarged_size(body, uploads.image)
     if (
-        body.num_images * width * height * _FACTOR**2 > _MOST_ENLARGED
-        or _FACTOR * max(width, height) > _LONGEST_ENLARGED
+        body.num_images * width * height * UPSCALE_FACTOR**2 > _MOST_ENLARGED
+        or UPSCALE_FACTOR * max(width, height) > _LONGEST_ENLARGED
     ):
         what = f"{_number(body.num_images)} pictures of {width} x {height}, enlarged, would be too many pixels."
         raise field_problem("size_invalid", "upscale", what)

@@ -26,6 +26,7 @@ from models.request import (
 from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings
 
 MAX_PROMPT_CHARACTERS = 10_000
+MAX_DEADLINE_S = 30 * 24 * 3600
 MAX_LORAS = 8
 MAX_CONTROLS = 4
 
@@ -161,7 +162,20 @@ class PictureBody(Wire):
     output_format: OutputFormat = Field("png", description="png is exact; webp and jpeg are smaller.")
     previews: bool = Field(False, description="Send pictures of the way there on the job's event stream.")
     model: str | None = Field(None, max_length=200, description="A name of GET /models.")
-    priority: Priority = Field("normal", description="Which of your own jobs are drawn first.")
+    priority: Priority = Field(
+        "normal",
+        description="Which of your own jobs are drawn first. Beside those of other tenants a high one has twice the"
+        " time of a normal one, a low one half of it. `high` needs a key that may.",
+    )
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_DEADLINE_S,
+        allow_inf_nan=False,
+        description="Seconds from now after which the pictures are of no use to you: what is not done then fails with"
+        " `deadline_exceeded`. Of your own jobs of one priority those with a deadline are drawn first, the nearest one"
+        " at first.",
+    )
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -276,6 +290,7 @@ class UnderstoodTextToImage(TextToImageRequest):
     output_format: OutputFormat
     previews: bool
     priority: Priority
+    deadline_s: float | None
 
 
 class UnderstoodImageToImage(ImageToImageRequest):
@@ -284,6 +299,7 @@ class UnderstoodImageToImage(ImageToImageRequest):
     output_format: OutputFormat
     previews: bool
     priority: Priority
+    deadline_s: float | None
 
 
 class UnderstoodInpainting(InpaintingRequest):
@@ -292,6 +308,7 @@ class UnderstoodInpainting(InpaintingRequest):
     output_format: OutputFormat
     previews: bool
     priority: Priority
+    deadline_s: float | None
 
 
 class UnderstoodUpscale(UpscaleRequest):
@@ -300,6 +317,7 @@ class UnderstoodUpscale(UpscaleRequest):
     output_format: OutputFormat
     previews: bool
     priority: Priority
+    deadline_s: float | None
 
 
 AnyUnderstood = UnderstoodTextToImage | UnderstoodImageToImage | UnderstoodInpainting | UnderstoodUpscale
@@ -347,6 +365,9 @@ class JobDocument(Document):
     reproducibility: Reproducibility | None = Field(
         description="Which contract its pictures hold; null until they are drawn. A strict request for which memory did"
         " not suffice gets standard ones."
+    )
+    resumed_from_step: int | None = Field(
+        description="Step from which its last worker went on, when another one had come so far; else null."
     )
     error: JobError | None = Field(description="Why it failed; docs/errors.md describes each code.")
     timings: Timings = Field(description="Seconds per phase.")
@@ -463,4 +484,11 @@ class ModelStateDocument(Document):
 class HealthDocument(Document):
     """The process answers."""
 
-    status: Literal["ok", "ready"]
+    status: Literal["ok"]
+
+
+class ReadyDocument(Document):
+    """The server can draw."""
+
+    status: Literal["ready"]
+    warnings: tuple[str, ...] = Field(description="What about Redis could lose accepted jobs.")

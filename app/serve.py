@@ -87,7 +87,7 @@ def python_module(*words: str) -> tuple[str, ...]:
 
 
 def make_programs(environment: Mapping[str, str], redis_url: str, listen_fd: int, workers: int) -> tuple[Program, ...]:
-    """The API, which ends last, and the workers, which get the time to finish what they have begun."""
+    """The API, which ends last, and the workers, which hand over what they have begun."""
     environment = {**environment, "REDIS_URL": redis_url}
     api = Program(
         "api",
@@ -114,7 +114,7 @@ def _supervise(
         has_moved = backend.restart_if_gone()
         if supervisor.is_stopping:
             if has_moved or not backend.is_up:
-                say("the workers cannot finish without their Redis server: what they have begun is drawn again later")
+                say("the workers cannot hand over without their Redis server: what they have begun is taken up later")
                 supervisor.replace(programs())
             return
         if has_moved:
@@ -135,6 +135,7 @@ class _Backend:
 
     def __init__(self, settings: ApiSettings, is_external: bool) -> None:
         self._data_dir = settings.data_path
+        self._durability = settings.durability
         self._server: EmbeddedServer | None = None
         self._delay_s: float | None = None
         self._retry_at = 0.0
@@ -142,7 +143,7 @@ class _Backend:
         self.is_up = True
         """False after an attempt to start the embedded server again that failed."""
         if not is_external:
-            self._server = ensure_server(self._data_dir)
+            self._server = self._ensure()
             self.url = self._server.url
             say(f"data in {self._data_dir}" + ("" if self._server.is_owner else ", whose Redis server runs already"))
 
@@ -153,7 +154,7 @@ class _Backend:
             return False
         say("the embedded Redis server ended; starting it again")
         try:
-            self._server = ensure_server(self._data_dir)
+            self._server = self._ensure()
         except EmbeddedServerError as error:
             say(str(error))
             self.is_up = False
@@ -165,6 +166,9 @@ class _Backend:
         has_moved = self._server.url != self.url
         self.url = self._server.url
         return has_moved
+
+    def _ensure(self) -> EmbeddedServer:
+        return ensure_server(self._data_dir, appendfsync=self._durability)
 
     def stop(self) -> None:
         if self._server is not None:

@@ -6,6 +6,7 @@ lifespan.
 
 from __future__ import annotations
 
+import errno
 import functools
 import time
 from collections.abc import Callable
@@ -20,11 +21,15 @@ from fastapi.security import HTTPBearer
 from app.errors import Problem
 from app.events import EventHub
 from app.metrics import HttpMetrics
+from app.room import Room
 from app.security import KeyRing
 from app.settings import ApiSettings
 from workers.board import JobBoard
 from workers.contract import JobView, created_at_of
+from workers.overview import Overview
 from workers.store import Store
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -37,7 +42,9 @@ class Services:
     settings: ApiSettings
     keys: KeyRing
     board: JobBoard
+    overview: Overview
     store: Store
+    room: Room
     hub: EventHub
     metrics: HttpMetrics
     log: Any
@@ -62,11 +69,15 @@ class Services:
             raise
         except OSError as error:
             self.log.error("store", error=str(error))
-            raise Problem("store_unavailable") from error
+            raise Problem("store_full" if error.errno in _FULL else "store_unavailable") from error
 
     def is_operator(self, tenant: str) -> bool:
         """Whether this tenant may look after the server. Without keys everybody who reaches it may."""
         return self.keys.is_empty or tenant in self.settings.operators
+
+    def may_be_high(self, tenant: str) -> bool:
+        """Whether this tenant's jobs may have the priority `high`, which takes time from those of others."""
+        return self.is_operator(tenant) or tenant in self.settings.high_priority
 
     async def owned_job(self, job_id: str, tenant: str) -> JobView:
         """A job of this tenant. Raises Problem: `job_gone` when it was there, `not_ready` when another API process of a
@@ -115,7 +126,7 @@ async def get_tenant(
 
 def note_job(request: Request, job_id: str) -> None:
     """Puts the job's id into the access log of this request."""
-    request.scope["state"]["job_id"] = job_id[:64]
+    request.scope["state"]["job"] = job_id[:64]
 
 
 ServicesHere = Annotated[Services, Depends(get_services)]

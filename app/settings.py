@@ -48,6 +48,19 @@ class ApiSettings(BaseSettings):
         description="Where pictures and uploads lie. Empty: `store` in the data directory. Workers on several machines"
         " need a shared path or an fsspec URL such as s3://bucket/pictures, the same for API and workers.",
     )
+    store_quota: int | None = Field(
+        None,
+        gt=0,
+        description="Bytes that uploads and pictures may take together; a request that would need more is answered 503."
+        " Nothing is deleted before its time to make room, so choose what a day of pictures takes"
+        " (DENOISED_RETENTION_S). All API processes need the same one. Default: no limit but the disk.",
+    )
+    store_reserve: int = Field(
+        256 * MIB,
+        ge=0,
+        description="Bytes that stay free on the store's disk: requests are answered 503 before it is full. Leave room"
+        " for whatever else writes there, such as the embedded server's log. Not for stores behind a URL.",
+    )
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="`tenant:key,tenant:key`: each key opens its tenant's own jobs. Choose long random keys"
@@ -60,8 +73,13 @@ class ApiSettings(BaseSettings):
     )
     operators: Names = Field(
         (),
-        description="Tenants, comma-separated, who may load and unload models and see why one cannot be loaded. Without"
-        " keys whoever reaches the server may.",
+        description="Tenants, comma-separated, who may load and unload models, see why one cannot be loaded, and look"
+        " at all queues and workers. Without keys whoever reaches the server may.",
+    )
+    high_priority: Names = Field(
+        (),
+        description="Tenants, comma-separated, whose jobs may have the priority `high`, besides operators: beside those"
+        " of others they have twice the time. Without keys everybody's may.",
     )
     allowed_hosts: Names = Field(
         (),
@@ -104,6 +122,13 @@ class ApiSettings(BaseSettings):
         gt=0,
         description="Seconds that an ended job, its pictures and uploads are kept. The workers need the same value.",
     )
+    durability: Literal["everysec", "always"] = Field(
+        "everysec",
+        description="When an accepted job is on Redis's disk: within a second or two (a machine that loses power may"
+        " forget what it accepted last), or always before it is accepted. `always` makes the embedded server sync"
+        " before every answer; a Redis of your own must be 7.2 or later, and answers as soon as its appendfsync lets"
+        " it. docs/reliability.md has the price.",
+    )
     max_wait_s: float = Field(
         60.0,
         ge=0,
@@ -136,7 +161,7 @@ class ApiSettings(BaseSettings):
         parse_url(value)
         return value
 
-    @field_validator("operators", mode="before")
+    @field_validator("operators", "high_priority", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -1,8 +1,8 @@
 """Child processes that are kept alive, and ended in order.
 
 Owns starting, restarting with back-off, and the two ways to end: the first SIGTERM or SIGINT asks the children stage
-by stage, so that each finishes what it has begun; a second one ends them at once. On Linux the kernel ends the children
-when this process is killed. Knows nothing of what the children do.
+by stage, so that each puts away what it has begun; a second one ends them at once. On Linux the kernel ends the
+children when this process is killed. Knows nothing of what the children do.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ class Supervisor:
                         return EXIT_SETTINGS
                     on_tick()
                     wait(_TICK_S)
-                self._say("stopping: what has begun is finished first; a second Ctrl-C or SIGTERM ends at once")
+                self._say(
+                    "stopping: what has begun is kept for the next start; a second Ctrl-C or SIGTERM ends at once"
+                )
                 return self._stop_all(wait, on_tick)
             finally:
                 self._kill_all()

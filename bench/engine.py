@@ -32,6 +32,7 @@ import torch
 import transformers
 
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.counts import of_model
 from models.device import Placement, choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings
 from models.four_channel_view import four_channel_view
@@ -118,7 +119,7 @@ def paired(ours: Callable[[int], None], theirs: Callable[[int], None], repeats: 
 
 def measure_overhead(checkpoint: Checkpoint, steps: int, repeats: int) -> dict[str, float]:
     """Engine time per step outside the networks, for 1 and 8 requests, in ms and as a share of the step."""
-    result = {}
+    result, calls = {}, of_model("steps", checkpoint.name)
     for count in (1, 8):
         inside = Stopwatch(checkpoint)
         engine = Engine(EngineSettings(max_rows=64))
@@ -126,11 +127,11 @@ def measure_overhead(checkpoint: Checkpoint, steps: int, repeats: int) -> dict[s
         shares, per_step = [], []
         for repeat in range(repeats):
             requests = make_requests(checkpoint, count, steps, salt=901 + repeat)
-            inside.total_s, before, started = 0.0, engine.counters["steps"], time.perf_counter()
+            inside.total_s, before, started = 0.0, engine.counters[calls], time.perf_counter()
             run_engine(engine, checkpoint, requests)
             total = time.perf_counter() - started
             outside = total - inside.total_s
-            per_step.append(1000 * outside / (engine.counters["steps"] - before))
+            per_step.append(1000 * outside / (engine.counters[calls] - before))
             shares.append(outside / total)
         inside.close()
         result[f"overhead_ms_{count}"] = statistics.median(per_step)

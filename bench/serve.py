@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,11 @@ async def measure_load(
 
 
 async def read_counters(client: httpx2.AsyncClient) -> dict[str, float]:
-    """Sums over the workers of what they have counted."""
+    """Sums of `steps` and `rows` over workers and models."""
     text = (await client.get("/metrics")).text
     totals: dict[str, float] = {}
-    for event, value in re.findall(r'^denoised_worker_events_total\{event="([^"]+)"[^}]*\} (\S+)$', text, re.M):
-        totals[event] = totals.get(event, 0.0) + float(value)
+    for name, value in re.findall(r"^denoised_(steps|rows)_total\{[^}]*\} (\S+)$", text, re.M):
+        totals[name] = totals.get(name, 0.0) + float(value)
     return totals
 
 
@@ -149,8 +149,8 @@ async def measure(url: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(url: str | None) -> Iterator[str]:
-    """The URL of a server that is ready; one of our own unless `url` names another."""
+def serving(url: str | None, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The URL of a server that is ready; one of our own, with `environment` besides ours, unless `url` is given."""
     if url:
         yield url
         return
@@ -161,7 +161,9 @@ def serving(url: str | None) -> Iterator[str]:
         log = Path(folder) / "serve.log"
         command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--data-dir", f"{folder}/data"]
         with log.open("wb") as output:
-            server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            server = subprocess.Popen(
+                command, env={**os.environ, **(environment or {})}, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
             own = f"http://127.0.0.1:{port}"
             wait_until_ready(own, server, log)

@@ -40,5 +40,5 @@ VOLUME /data
 # Large models take their time to load; the worker tells Redis that it lives from the first second on.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
     CMD ["python", "/opt/denoised/worker_health.py"]
-# SIGTERM lets it finish what it has begun: give the container time (stop_grace_period, terminationGracePeriodSeconds).
+# SIGTERM lets it hand over what it has begun, which takes less than five seconds.
 CMD ["denoised", "worker"]

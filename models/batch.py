@@ -43,9 +43,9 @@ def step_together(
     for index, slot in enumerate(ordered):
         if finite[index]:
             own = slot.table.num_registers
-            slot.is_exact &= rows_exactly is not None
             # Clones, so that a slot does not keep the memory of the whole batch alive.
-            slot.commit(following[index].clone(), registers[index, :own].clone(), predicted_x0[index].clone())
+            result = following[index].clone(), registers[index, :own].clone(), predicted_x0[index].clone()
+            slot.commit(*result, is_exact=rows_exactly is not None)
     return [slot for slot, good in zip(ordered, finite, strict=True) if not good]
 
 

@@ -113,14 +113,14 @@ def measure_rows(
     checkpoint: Checkpoint,
     max_rows: int,
     max_step_s: float,
-    time_call: Callable[[Checkpoint, int], float] | None = None,
+    timer: Callable[[Checkpoint, int], float] | None = None,
 ) -> int:
     """Rows beyond which a UNet call at the model's own size is not worth growing.
 
     Tries 2, 4, 8 ... up to `max_rows`, and ends when two sizes in a row make a row no cheaper (by 5 %), when a call
-    takes longer than `max_step_s` seconds, or when memory ends. `time_call` answers seconds of a call of so many rows.
+    takes longer than `max_step_s` seconds, or when memory ends. `timer` answers seconds of a call of so many rows.
     """
-    measure = time_call or _time_call
+    measure = timer or time_call
     best_rows, best_cost, rows, failures = 2, float("inf"), 2, 0
     while rows <= max_rows and failures < 2:
         try:
@@ -155,7 +155,7 @@ def trial_rows(checkpoint: Checkpoint, rows: int, side: int) -> Rows:
     )
 
 
-def _time_call(checkpoint: Checkpoint, rows: int) -> float:
+def time_call(checkpoint: Checkpoint, rows: int) -> float:
     """Seconds of one UNet call of `rows` rows: the fastest of up to three, since whatever disturbs only slows, after
     one that is not counted, since the first call of a shape builds its kernels."""
     trial = trial_rows(checkpoint, rows, checkpoint.denoiser.sample_size)

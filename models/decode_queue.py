@@ -73,7 +73,7 @@ class DecodeQueue:
             if error is None:
                 return pictures[0]
             limit = autoencoder.smaller_tiles(slot.latents.shape, limit)
-            slot.is_exact = False
+            slot.lose_exactness()
             if not is_out_of_memory(error) or limit is None:
                 return error
             release_cached_memory(slot.latents.device)

@@ -4,7 +4,9 @@ Owns which slots exist, whose turn it is, and what happens when a step, a row or
 picture is in its `Slot`; everything about weights is in its `Checkpoint`; sampler arithmetic is a table. Knows nothing
 of queues, files or HTTP. One thread owns an Engine.
 
-A tick is: prepare newcomers, one UNet call for one group of slots, a bounded piece of decoding.
+A tick is: prepare newcomers, one UNet call for one group of slots, a bounded piece of decoding. Tenants share the time
+(`shares`): the call is one in which the tenant has a picture who has had least, and in it each tenant gets as many
+pictures as the others; the rest of its rows is for whoever has more, as far as that hardly makes the call longer.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import structlog
 import torch
 
 from models.batch import step_together
-from models.capacity import Capacity, measure_rows
+from models.capacity import Capacity, measure_rows, time_call
 from models.ceiling import PROBE_AFTER_S, Ceiling, RowLimit
 from models.checkpoint import Checkpoint
 from models.conditioning import PromptOptions
@@ -27,9 +29,21 @@ from models.decode_queue import DecodeQueue
 from models.device import is_out_of_memory, is_sticky, release_cached_memory
 from models.errors import GenerationError, InternalError, NotFinite, OutOfMemory
 from models.meter import LoadFigures, Meter
-from models.prepare import Inputs, group_key, prepare, prompt_options, prompts_of, rows_of, step_table_of, warnings_of
+from models.prepare import (
+    Inputs,
+    Preparation,
+    group_key,
+    prepare,
+    prompt_options,
+    prompts_of,
+    rows_of,
+    step_table_of,
+    warnings_of,
+)
 from models.request import PictureRequest, UpscaleRequest
+from models.shares import NOBODY, Shares, Standing
 from models.slot import GroupKey, Slot
+from models.snapshot import Snapshot, SnapshotRefused, fingerprint_of, read_snapshot, resume
 from models.tiles import Mosaic
 
 log = structlog.get_logger(__name__)
@@ -56,11 +70,12 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The job is in the batch. steps: UNet evaluations of each of its pictures."""
+    """The job is in the batch. steps: UNet evaluations of each of its pictures. step: those that a snapshot spared."""
 
     job_id: str
     steps: int
     warnings: tuple[str, ...]
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,10 @@ class _Job:
     request: PictureRequest
     checkpoint: Checkpoint
     inputs: Inputs
+    standing: Standing
+    snapshot: bytes | None = None
+    """To go on from."""
+    fingerprint: str = ""
     slots: tuple[Slot, ...] = ()
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
     mosaics: dict[int, Mosaic] = field(default_factory=dict)
@@ -116,6 +135,8 @@ class Engine:
         self._settings = settings or EngineSettings()
         self._capacity = Capacity(self._settings.max_rows, self._settings.probe_after_s, clock)
         self._meter = Meter()
+        self._shares = Shares()
+        self._clock = clock
         self._jobs: dict[str, _Job] = {}
         self._newcomers: deque[_Job] = deque()
         self._groups: dict[GroupKey, deque[Slot]] = {}
@@ -142,13 +163,22 @@ class Engine:
     def models_in_use(self) -> frozenset[str]:
         return frozenset(job.checkpoint.name for job in self._jobs.values())
 
-    def has_room(self, request: PictureRequest, checkpoint: Checkpoint) -> bool:
-        """True when the rows of one more job of this kind fit into a call, or none of its kind is there."""
+    def has_room(self, request: PictureRequest, checkpoint: Checkpoint, tenant: str = "") -> bool:
+        """True when the rows of one more job of this kind fit into this tenant's share of a call, or it has none of
+        this kind here. So a lone tenant fills calls, and another finds room at once."""
         key = group_key(request, checkpoint)
-        rows = sum(slot.rows for slot in self._groups.get(key, ()))
-        newcomers = [job for job in self._newcomers if group_key(job.request, job.checkpoint) == key]
+        rows = sum(slot.rows for slot in self._groups.get(key, ()) if self._tenant_of(slot) == tenant)
+        newcomers = [job for job in self._newcomers if job.standing.tenant == tenant]
+        newcomers = [job for job in newcomers if group_key(job.request, job.checkpoint) == key]
         rows += sum(rows_of(job.request, checkpoint) for job in newcomers)
-        return rows == 0 or rows + rows_of(request, checkpoint) <= self._capacity.rows(key)
+        share = self._capacity.rows(key) // len(self._tenants() | {tenant})
+        return rows == 0 or rows + rows_of(request, checkpoint) <= share
+
+    def _tenants(self) -> set[str]:
+        return {job.standing.tenant for job in self._jobs.values()}
+
+    def _tenant_of(self, slot: Slot) -> str:
+        return self._jobs[slot.job_id].standing.tenant
 
     def progress(self) -> dict[str, tuple[int, int, float | None]]:
         """Job id -> (UNet evaluations done, of how many, seconds still to go), for jobs in the batch."""
@@ -171,6 +201,26 @@ class Engine:
             log.warning("no preview", job=job_id, error=repr(error))
             return None
 
+    def snapshot(self, job_id: str) -> Snapshot | None:
+        """What a job in the batch has come to by now; None before it is prepared and once nothing of it is in flight.
+
+        Safe from any thread, and waits for no call: it holds the last step that was committed. Cheap but for pictures
+        that are enlarged in tiles, whose sums are copied.
+        """
+        job = self._jobs.get(job_id)
+        if job is None:
+            return None
+        pictures = job.pictures.copy()
+        mosaics = {index: mosaic.state() for index, mosaic in job.mosaics.copy().items() if index not in pictures}
+        mosaics = {index: state for index, state in mosaics.items() if state.missing}
+        # What is on its way between two of these places is in flight still: the state of its slot stays to the end.
+        states = {
+            (slot.index, slot.tile): slot.state
+            for slot in job.slots
+            if slot.index not in pictures and (slot.index not in mosaics or slot.tile in mosaics[slot.index].missing)
+        }
+        return Snapshot(job.fingerprint, states, pictures, mosaics, job.is_exact) if states else None
+
     def loads(self) -> dict[str, LoadFigures]:
         """Measured speed and load per model."""
         live = [slot for group in self._groups.values() for slot in group]
@@ -186,13 +236,26 @@ class Engine:
 
     # --- what the worker does -------------------------------------------------------------------------------------
 
-    def admit(self, job_id: str, request: PictureRequest, checkpoint: Checkpoint, inputs: Inputs | None = None) -> None:
+    def admit(
+        self,
+        job_id: str,
+        request: PictureRequest,
+        checkpoint: Checkpoint,
+        inputs: Inputs | None = None,
+        snapshot: bytes | None = None,
+        standing: Standing = NOBODY,
+    ) -> None:
         """Let a job join. Cheap: the work is done at the start of a later `step`, which answers Prepared or Broken.
 
+        snapshot: of this request, taken in any engine; it goes on from there, or begins anew where it is of no use.
         What is drawn for inpainting is not pasted into its canvas here.
         """
         assert job_id not in self._jobs, f"{job_id} is in the batch already. This is a bug."
-        job = _Job(job_id, request, checkpoint, inputs or Inputs(), is_exact=request.is_strict)
+        inputs = inputs or Inputs()
+        job = _Job(job_id, request, checkpoint, inputs, standing, snapshot, is_exact=request.is_strict)
+        present = self._tenants()
+        if standing.tenant not in present:
+            self._shares.enter(standing.tenant, present)
         self._jobs[job_id] = job
         self._newcomers.append(job)
 
@@ -212,9 +275,8 @@ class Engine:
         """One tick. Returns what happened to jobs; raises only what ends the process (a lost device)."""
         started = time.monotonic() if self._busy_since is None else self._busy_since
         events = self._prepare_newcomers()
-        key = next(iter(self._groups), None)
-        if key is not None:
-            events += self._step_group(key)
+        if self._groups:
+            events += self._step_group(self._next_group())
         events += self._decode_some()
         ended = time.monotonic()
         self._meter.ticked(ended - started)
@@ -227,7 +289,13 @@ class Engine:
 
     def warm_up(self, checkpoint: Checkpoint, max_step_s: float = 1.0) -> int:
         """Run every network once and measure the rows beyond which no call is worth growing; returns that ceiling."""
-        rows = measure_rows(checkpoint, self._settings.max_rows, max_step_s)
+
+        def timed(checkpoint: Checkpoint, rows: int) -> float:
+            seconds = time_call(checkpoint, rows)
+            self._meter.called(checkpoint.name, rows, seconds)
+            return seconds
+
+        rows = measure_rows(checkpoint, self._settings.max_rows, max_step_s, timed)
         side = checkpoint.denoiser.sample_size
         shape = (1, checkpoint.denoiser.latent_channels, side, side)
         checkpoint.autoencoder.decode(torch.zeros(shape, device=checkpoint.denoiser.device))
@@ -265,13 +333,37 @@ class Engine:
         table = step_table_of(job.request, job.checkpoint)
         job.warnings = warnings_of(job.request, job.checkpoint)
         prepared = prepare(job.id, job.request, job.checkpoint, job.inputs, table)
-        job.slots, job.mosaics, job.inputs = prepared.slots, prepared.mosaics, Inputs()
+        job.fingerprint = fingerprint_of(job.request, job.checkpoint, table)
+        slots = self._resume(job, prepared) or prepared.slots
+        job.inputs, job.snapshot = Inputs(), None
+        job.mosaics, job.slots = prepared.mosaics, slots
         job.prepared_at = time.monotonic()
-        for slot in job.slots:
+        for slot in slots:
+            slot.stepped_at = self._clock()
             self._groups.setdefault(slot.key, deque()).append(slot)
+        for key in {slot.key for slot in slots}:
+            self._settle_done(key)
         self._meter.know(job.checkpoint)
         self._capacity.know(job.checkpoint)
-        return Prepared(job.id, len(table), job.warnings)
+        return Prepared(job.id, len(table), job.warnings, min(slot.step for slot in slots))
+
+    def _resume(self, job: _Job, prepared: Preparation) -> tuple[Slot, ...]:
+        """Take over what the job's snapshot holds; returns the slots that are left, none without a usable snapshot."""
+        if job.snapshot is None:
+            return ()
+        try:
+            snapshot = read_snapshot(job.snapshot, job.checkpoint.denoiser.device)
+            if snapshot.fingerprint != job.fingerprint:
+                raise SnapshotRefused("it is of another request, model or version")
+            slots = resume(prepared, snapshot)
+        except SnapshotRefused as error:
+            log.warning("a snapshot is of no use; the job begins anew", job=job.id, reason=str(error))
+            return ()
+        for index in snapshot.pictures:
+            prepared.mosaics.pop(index, None)
+        job.pictures, job.is_exact = dict(snapshot.pictures), job.is_exact and snapshot.is_exact
+        self._meter.counters["resumed"] += 1
+        return slots
 
     # --- step -----------------------------------------------------------------------------------------------------
 
@@ -279,7 +371,7 @@ class Engine:
         """One call for the slots of a group whose turn it is; they go behind their neighbours, the group behind the
         other groups, whatever came of it."""
         slots, rows_at_once = self._take_turn(key), self._capacity.rows(key)
-        started = time.monotonic()
+        started = self._clock()
         try:
             checkpoint = self._jobs[slots[0].job_id].checkpoint
             broken = step_together(checkpoint.denoiser, slots, rows_at_once, self._rows_exactly(key, checkpoint))
@@ -288,12 +380,33 @@ class Engine:
                 raise
             events = self._step_failed(key, slots, error)
         else:
-            self._meter.stepped(key, sum(slot.rows for slot in slots), len(slots), time.monotonic() - started)
+            self._count_call(key, slots, rows_at_once, self._clock() - started)
             job_ids = dict.fromkeys(slot.job_id for slot in broken)
             events = [self._break(job_id, NotFinite(_NOT_FINITE)) for job_id in job_ids]
         self._settle_done(key)
         self._yield_turn(key, slots)
         return events
+
+    def _count_call(self, key: GroupKey, slots: Sequence[Slot], rows_allowed: int, seconds: float) -> None:
+        rows, now = sum(slot.rows for slot in slots), self._clock()
+        self._meter.stepped(key, slots, rows_allowed, seconds)
+        for slot in slots:
+            self._shares.charge(self._jobs[slot.job_id].standing, seconds * slot.rows / rows)
+            slot.stepped_at = now
+
+    def _next_group(self) -> GroupKey:
+        """That which has waited longest of those with the most urgent picture of the tenant who has had least."""
+        now = self._clock()
+        leader = self._shares.order({self._tenant_of(slot) for group in self._groups.values() for slot in group})[0]
+        urgencies = {
+            key: min(self._urgency(slot, now) for slot in group if self._tenant_of(slot) == leader)
+            for key, group in self._groups.items()
+            if any(self._tenant_of(slot) == leader for slot in group)
+        }
+        return min(urgencies, key=lambda key: urgencies[key])
+
+    def _urgency(self, slot: Slot, now: float) -> tuple[int, float]:
+        return self._jobs[slot.job_id].standing.urgency(now - slot.stepped_at)
 
     def _rows_exactly(self, key: GroupKey, checkpoint: Checkpoint) -> int | None:
         """Rows of a strict call; None for other calls, and while memory does not suffice for it."""
@@ -304,14 +417,27 @@ class Engine:
         return rows if self._capacity.has_memory_for(key, rows) else None
 
     def _take_turn(self, key: GroupKey) -> list[Slot]:
-        """The slots that have waited longest, as many as the ceiling allows and at least one."""
-        room = self._capacity.rows(key)
+        """One slot of each tenant, and again, while each has one and the ceiling allows it; at least one in all. Then
+        those of whoever has more, as long as the call hardly gets longer by them. Of a tenant's slots the most urgent
+        come first, then those that have waited longest."""
+        now, room = self._clock(), self._capacity.rows(key)
+        waiting: dict[str, deque[Slot]] = {}
+        for slot in sorted(self._groups[key], key=lambda slot: self._urgency(slot, now)):
+            waiting.setdefault(self._tenant_of(slot), deque()).append(slot)
         chosen: list[Slot] = []
-        for slot in self._groups[key]:
-            if chosen and slot.rows > room:
-                break
-            chosen.append(slot)
-            room -= slot.rows
+        order = self._shares.order(waiting)
+        while waiting:
+            for tenant in [tenant for tenant in order if tenant in waiting]:
+                slot = waiting[tenant].popleft()
+                if chosen and slot.rows > room:
+                    return chosen
+                chosen.append(slot)
+                room -= slot.rows
+                if not waiting[tenant]:
+                    del waiting[tenant]
+            if len(waiting) < len(order):
+                room = min(room, self._meter.spare_rows(key))
+                order = list(waiting)
         return chosen
 
     def _step_failed(self, key: GroupKey, slots: Sequence[Slot], error: Exception) -> list[Event]:
@@ -433,7 +559,6 @@ class Engine:
             return self._break(job_id, error)
         if is_out_of_memory(error):
             return self._break(job_id, OutOfMemory(_TOO_LARGE))
-        log.error("a job failed", job=job_id, exc_info=error)
         fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
         fault.__cause__ = error
         return self._break(job_id, fault)

@@ -16,8 +16,8 @@ the job document, the API only repeats them.
     ├── NotFinite             `not_finite`
     ├── OutOfMemory           `out_of_memory`
     ├── TimedOut              `timeout`
+    ├── DeadlineExceeded      `deadline_exceeded`
     ├── Abandoned             `abandoned`
-    ├── StoreUnavailable      `store_unavailable`
     └── InternalError         `internal`
 """
 
@@ -108,16 +108,16 @@ class TimedOut(GenerationError):
     code = "timeout"
 
 
+class DeadlineExceeded(GenerationError):
+    """The pictures would come too late to be of use."""
+
+    code = "deadline_exceeded"
+
+
 class Abandoned(GenerationError):
     """Worker after worker died on this job without getting any further."""
 
     code = "abandoned"
-
-
-class StoreUnavailable(GenerationError):
-    """The store of pictures refused for too long (a full disk, a lost network)."""
-
-    code = "store_unavailable"
 
 
 class InternalError(GenerationError):
@@ -141,8 +141,8 @@ JOB_ERROR_CODES: tuple[str, ...] = tuple(
             NotFinite,
             OutOfMemory,
             TimedOut,
+            DeadlineExceeded,
             Abandoned,
-            StoreUnavailable,
             InternalError,
         )
     )

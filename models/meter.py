@@ -10,7 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.call_cost import CallCost
 from models.checkpoint import Checkpoint
+from models.counts import STEP_SECONDS, observe, of_model
 from models.slot import GroupKey, Slot
 
 _WEIGHT = 0.2
@@ -36,6 +38,7 @@ class Meter:
     def __init__(self) -> None:
         self.counters: dict[str, float] = defaultdict(float)
         self._areas: dict[str, int] = {}
+        self._calls: dict[str, CallCost] = {}
         self._step_s: dict[GroupKey, float] = {}
         self._decode_s: dict[GroupKey, float] = {}
         self._rows: dict[str, float] = {}
@@ -51,12 +54,24 @@ class Meter:
     def models(self) -> Collection[str]:
         return self._areas
 
-    def stepped(self, key: GroupKey, rows: int, slots: int, seconds: float) -> None:
-        """Count one UNet call."""
-        self.counters["steps"] += 1
-        self.counters["rows"] += rows
-        self.counters["slot_steps"] += slots
-        self.counters["step_seconds"] += seconds
+    def called(self, network: str, rows: float, seconds: float) -> None:
+        """Learn what calls cost. rows: in calls at the model's own size."""
+        self._calls.setdefault(network, CallCost()).observe(rows, seconds)
+
+    def spare_rows(self, key: GroupKey) -> int:
+        """Rows of this shape that hardly make a call longer."""
+        spare = self._calls[key.network].spare if key.network in self._calls else 0.0
+        return int(min(spare / self._relative_area(key), 1e6))
+
+    def stepped(self, key: GroupKey, slots: Sequence[Slot], rows_allowed: int, seconds: float) -> None:
+        """Count one UNet call. A picture whose rows exceed what is allowed is drawn all the same, row by row."""
+        rows = sum(slot.rows for slot in slots)
+        self.called(key.network, rows * self._relative_area(key), seconds)
+        self.counters[of_model("steps", key.network)] += 1
+        self.counters[of_model("rows", key.network)] += rows
+        self.counters[of_model("rows_allowed", key.network)] += max(rows, rows_allowed)
+        self.counters[of_model("slot_steps", key.network)] += len(slots)
+        observe(self.counters, "step_seconds", key.network, seconds, STEP_SECONDS)
         _average(self._step_s, key, seconds)
         _average(self._rows, key.network, rows)
         self._tick_cost[key.network] = self._tick_cost.get(key.network, 0.0) + rows * self._relative_area(key)
@@ -69,7 +84,8 @@ class Meter:
         self._tick_cost.clear()
 
     def decoded(self, key: GroupKey, pictures: int, seconds: float) -> None:
-        self.counters["decode_seconds"] += seconds
+        self.counters[of_model("decode_seconds", key.network)] += seconds
+        self.counters[of_model("decoded_pictures", key.network)] += pictures
         _average(self._decode_s, key, seconds / pictures)
 
     def pictures_per_step(self, key: GroupKey) -> int:

@@ -18,7 +18,7 @@ from models.conditioning import PromptOptions
 from models.control import ControlNet, ControlUse
 from models.lora import LoraUse
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
-from models.slot import Conditioning, GroupKey, Slot, Text
+from models.slot import Conditioning, GroupKey, Slot, SlotState, Text
 from models.start import Start, encode_uploads, small_picture, start, start_tiles
 from models.step_table import StepTable
 from models.tiles import Mosaic, Tiling, tile
@@ -129,13 +129,8 @@ def prepare(
         own = conditioning if begun.extra is None else replace(conditioning, extra=begun.extra.to(device))
         registers = latents.new_zeros((table.num_registers, *key.shape))
         known = begun.known.to(device) if begun.known else None
-        slots.append(
-            Slot(
-                *(job_id, index, key, table, own, generator, latents, registers, known),
-                tile=number,
-                is_exact=begun.is_exact,
-            )
-        )
+        state = SlotState(latents, registers, generator.get_state(), is_exact=begun.is_exact)
+        slots.append(Slot(job_id, index, key, table, own, generator, state, known, number))
     return Preparation(tuple(slots), mosaics)
 
 

@@ -6,7 +6,7 @@ conditioning. Knows nothing of the other slots: that a picture does not depend o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -82,9 +82,26 @@ class Known:
         return torch.where(self.is_drawn, latents, known)
 
 
+@dataclass(frozen=True)
+class SlotState:
+    """How far a picture has come. Never changed, only replaced whole, so that any thread reads one moment of it.
+
+    latents: (C, h, w) float32. registers: (R, C, h, w) float32, what the sampler keeps between steps. generator: uint8,
+    the state of the picture's generator before the draw of the next step. predicted_x0: (C, h, w), the picture as the
+    network sees it now. is_exact: every call for it had the form that strict ones have.
+    """
+
+    latents: Tensor
+    registers: Tensor
+    generator: Tensor
+    step: int = 0
+    predicted_x0: Tensor | None = None
+    is_exact: bool = True
+
+
 @dataclass(eq=False)
 class Slot:
-    """The state of one picture. `commit` is the only writer after construction, so any step can be repeated."""
+    """One picture. Its state is replaced only by a step that has succeeded, so any step can be repeated."""
 
     job_id: str
     index: int
@@ -93,19 +110,33 @@ class Slot:
     table: StepTable
     conditioning: Conditioning
     generator: torch.Generator
-    latents: Tensor
-    """(C, h, w) float32."""
-    registers: Tensor
-    """(R, C, h, w) float32: what the sampler keeps between steps."""
+    state: SlotState
     known: Known | None = None
     tile: int = 0
     """Of the picture, where it is enlarged in several."""
-    step: int = 0
-    predicted_x0: Tensor | None = None
-    """(C, h, w): the picture as the network sees it now."""
-    is_exact: bool = True
-    """Of a strict one: every call for it had the form that strict ones have."""
+    stepped_at: float = 0.0
+    """Monotonic; its last turn, or when it came."""
     _noise: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def latents(self) -> Tensor:
+        return self.state.latents
+
+    @property
+    def registers(self) -> Tensor:
+        return self.state.registers
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def predicted_x0(self) -> Tensor | None:
+        return self.state.predicted_x0
+
+    @property
+    def is_exact(self) -> bool:
+        return self.state.is_exact
 
     @property
     def is_done(self) -> bool:
@@ -138,10 +169,19 @@ class Slot:
         clean = self.table.signal_scale[-1], self.table.noise_scale[-1]
         return self.known.keep(following, signal, noise), self.known.keep(predicted_x0, *clean)
 
-    def commit(self, latents: Tensor, registers: Tensor, predicted_x0: Tensor) -> None:
-        """Take the result of a step that succeeded."""
-        self.latents = latents
-        self.registers = registers
-        self.predicted_x0 = predicted_x0
+    def commit(self, latents: Tensor, registers: Tensor, predicted_x0: Tensor, is_exact: bool) -> None:
+        """Take the result of a step that succeeded. is_exact: its call had the form that strict ones have."""
+        is_exact = self.is_exact and is_exact
+        generator = self.state.generator if self._noise is None else self.generator.get_state()
+        self.state = SlotState(latents, registers, generator, self.step + 1, predicted_x0, is_exact)
         self._noise = None
-        self.step += 1
+
+    def resume(self, state: SlotState) -> None:
+        """Go on from what this picture had come to before."""
+        self.state = state
+        self.generator.set_state(state.generator)
+        self._noise = None
+
+    def lose_exactness(self) -> None:
+        """Something was done for it in another form than strict ones have."""
+        self.state = replace(self.state, is_exact=False)

@@ -5,6 +5,7 @@ Owns where tiles lie and how their overlaps are mixed. Knows nothing of networks
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,8 +68,16 @@ class Shares:
         return np.asarray(self._down[row][:, None] * self._across[column][None])
 
 
+@dataclass(frozen=True)
+class MosaicState:
+    """What has come in: numbers of the tiles that are missing, and the sum of the others, (H, W, 3) uint16."""
+
+    missing: frozenset[int]
+    sum: NDArray[np.uint16]
+
+
 class Mosaic:
-    """The enlarged picture while its tiles come in, in any order.
+    """The enlarged picture while its tiles come in, in any order. Its state can be read and taken by any thread.
 
     Where tiles overlap each fades out towards its edge, and their shares sum to one, so that nothing jumps. Memory: six
     bytes a pixel of the enlarged picture, whatever the number of tiles, and three more when it is asked for.
@@ -82,6 +91,7 @@ class Mosaic:
         self._shares = Shares(tiling, factor)
         self._sum = np.zeros((height, width, 3), np.uint16)
         """Levels times _SCALE."""
+        self._lock = threading.Lock()
 
     @property
     def is_complete(self) -> bool:
@@ -89,11 +99,25 @@ class Mosaic:
 
     def add(self, number: int, pixels: Pixels) -> None:
         """The enlarged tile `number`, (h, w, 3)."""
-        self._missing.remove(number)
         box, factor = self._boxes[number], self._factor
         shares = self._shares.of(number)[..., None]
         there = self._sum[factor * box.top : factor * box.bottom, factor * box.left : factor * box.right]
-        there += np.rint(_SCALE * shares * pixels).astype(np.uint16)
+        counted = np.rint(_SCALE * shares * pixels).astype(np.uint16)
+        with self._lock:
+            self._missing.remove(number)
+            there += counted
+
+    def state(self) -> MosaicState:
+        """A copy of what has come in."""
+        with self._lock:
+            return MosaicState(frozenset(self._missing), self._sum.copy())
+
+    def resume(self, state: MosaicState) -> None:
+        """Go on from what had come in before; of the same tiling. Raises ValueError for any other state."""
+        if state.sum.shape != self._sum.shape or not state.missing <= self._missing or not state.missing:
+            raise ValueError(f"a state of {state.sum.shape} and {len(state.missing)} tiles is of another mosaic")
+        with self._lock:
+            self._missing, self._sum = set(state.missing), state.sum.copy()
 
     def picture(self, size: Size) -> Pixels:
         """The picture cut to `size`, (height, width, 3), once it is complete."""

@@ -1,7 +1,8 @@
 """A stand-in for the drawing side, for tests of the queue's mechanics: no torch, and steps that only sleep.
 
 `FakeEngine` obeys words in the prompt: `poison` kills its own process at step 2, `fault` breaks its job, `fatal` is a
-lost device, `refused` raises where the engine should not, `unseen` and `empty` have no preview that could be shown.
+lost device, `refused` raises where the engine should not, `unseen` and `empty` have no preview that could be shown,
+`hang` takes a minute for step 31 unless it is spared the steps before by a snapshot.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from models.ceiling import Ceiling, RowLimit
 from models.errors import CheckpointMissing, GenerationError, NotFinite
 from models.request import PictureRequest
+from models.shares import NOBODY, Standing
 from workers.contract import ModelDefaults
 
 
@@ -50,6 +52,15 @@ class Prepared:
     job_id: str
     steps: int
     warnings: tuple[str, ...]
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class FakeSnapshot:
+    step: int
+
+    def to_bytes(self) -> bytes:
+        return str(self.step).encode()
 
 
 @dataclass(frozen=True)
@@ -81,8 +92,12 @@ class Load:
 @dataclass
 class _Job:
     request: PictureRequest
+    tenant: str
     step: int = 0
     is_prepared: bool = False
+
+    def __post_init__(self) -> None:
+        self.began_at = self.step
 
 
 class FakeEngine:
@@ -101,13 +116,26 @@ class FakeEngine:
     def models_in_use(self) -> frozenset[str]:
         return frozenset(job.request.model for job in self._jobs.values())
 
-    def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint) -> bool:
-        return len(self._jobs) < self._room
+    def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint, tenant: str = "") -> bool:
+        tenants = [job.tenant for job in self._jobs.values()]
+        return tenant not in tenants or tenants.count(tenant) < self._room // len({*tenants, tenant})
 
-    def admit(self, job_id: str, request: PictureRequest, checkpoint: FakeCheckpoint, inputs: Any = None) -> None:
+    def admit(
+        self,
+        job_id: str,
+        request: PictureRequest,
+        checkpoint: FakeCheckpoint,
+        inputs: Any = None,
+        snapshot: bytes | None = None,
+        standing: Standing = NOBODY,
+    ) -> None:
         if "refused" in request.prompt:
             raise RuntimeError("a fault where none should be")
-        self._jobs[job_id] = _Job(request)
+        self._jobs[job_id] = _Job(request, standing.tenant, int(snapshot or 0))
+
+    def snapshot(self, job_id: str) -> FakeSnapshot | None:
+        job = self._jobs.get(job_id)
+        return FakeSnapshot(job.step) if job and job.is_prepared else None
 
     def cancel(self, job_id: str) -> bool:
         return self._jobs.pop(job_id, None) is not None
@@ -150,12 +178,12 @@ class FakeEngine:
             if not job.is_prepared:
                 job.is_prepared = True
                 warnings = ("the prompt was cut",) if "long" in job.request.prompt else ()
-                events.append(Prepared(job_id, job.request.num_inference_steps, warnings))
+                events.append(Prepared(job_id, job.request.num_inference_steps, warnings, job.step))
                 continue
-            job.step += 1
             self._obey(job)
-            self.counters["slot_steps"] += 1
-            if "fault" in job.request.prompt:
+            job.step += 1
+            self.counters["slot_steps:fake"] += 1
+            if "fault" in job.request.prompt and not ("late" in job.request.prompt and job.step < 30):
                 del self._jobs[job_id]
                 events.append(Broken(job_id, NotFinite("not finite")))
             elif job.step >= job.request.num_inference_steps:
@@ -167,7 +195,9 @@ class FakeEngine:
         return events
 
     def _obey(self, job: _Job) -> None:
-        if "poison" in job.request.prompt and job.step == 2:
+        if "hang" in job.request.prompt and job.step == 30 and job.began_at == 0:
+            time.sleep(60)
+        if "poison" in job.request.prompt and job.step == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if "fatal" in job.request.prompt:
             raise RuntimeError("the device is lost")

@@ -143,6 +143,7 @@ class Fleet:
             "DENOISED_MAINTENANCE_INTERVAL_S": "0.3",
             "DENOISED_RECOVERY_AGE_S": "0.5",
             "DENOISED_RETENTION_S": "1000",
+            "DENOISED_SNAPSHOT_INTERVAL_S": "0.2",
             **given,
         }
 
@@ -212,6 +213,10 @@ class Fleet:
         self.assert_rq_is_at_rest(ids)
         for job_id in ids:
             assert len(self.rq_job(job_id).results()) == 1
+
+    def saved_files(self) -> list[str]:
+        """Names of all files in the store that are kept for a job in flight."""
+        return [path.name for path in self.store.root.rglob("*.safetensors")]
 
     def count_ends(self) -> Counter[str]:
         entries = self.client.xrange(key("events"))

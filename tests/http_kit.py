@@ -102,7 +102,7 @@ def is_untouched(client: redis.Redis, store: LocalStore) -> bool:
     """Nothing is queued, recorded or stored."""
     left = [
         name
-        for pattern in ("rq:*", key("job", "*"), key("jobs", "*"), key("upload", "*"))
+        for pattern in ("rq:*", key("job", "*"), key("jobs", "*"), key("upload", "*"), key("reserved"))
         for name in client.keys(pattern)
     ]
     files = [path for path in store.root.rglob("*") if path.is_file()]
@@ -137,7 +137,7 @@ class FakeWorker:
                 "host": "here",
                 "state": state,
                 "models": {"first": load},
-                "counters": {"steps": 12.0},
+                "counters": {"steps:first": 12.0, "oom_splits": 1.0},
                 **changes,
             }
         )
@@ -154,7 +154,8 @@ class FakeWorker:
         keys = job_keys(record)
         self.client.lrem(keys.queue, 1, job_id)
         self.client.lpush(keys.intermediate, job_id)
-        execution = Execution(f"execution-{job_id[-8:]}", job_id, connection=self.client)
+        execution = Execution(f"execution-{job_id[-8:]}", job_id, connection=self.client, worker_name="fake")
+        self.client.sadd(execution.worker_executions_key, execution.composite_key)
         self.holds[job_id] = Lease(job_id, execution, keys)
         assert self.leases.claim(self.holds[job_id]) == "claimed"
 

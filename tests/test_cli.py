@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import redis
 from PIL import Image
+from rq.suspension import suspend
 
 from app.cli import main
 from app.cli_generate import output_format, output_paths, request_body
@@ -29,9 +31,10 @@ from app.client import merge_progress, parse_events
 from app.listener import CannotListen, bind, url_of
 from app.security import load_keys
 from app.settings import ApiSettings
-from tests.http_kit import FakeWorker, png
+from tests.board_values import make_submission
+from tests.http_kit import ENTRY, FakeWorker, png
 from tests.process_kit import PATIENCE_S, ROOT, Console
-from workers.contract import JobView, key
+from workers.contract import JobView, Priority, key
 from workers.store import LocalStore
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -324,7 +327,7 @@ def api(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     settings = {
         "REDIS_URL": redis_url,
         "DENOISED_DATA_DIR": str(folder),
-        "DENOISED_API_KEYS": f"alice:{KEY}",
+        "DENOISED_API_KEYS": f"alice:{KEY},bob:{OTHER_KEY}",
         "DENOISED_OPERATORS": "alice",
     }
     with bind("127.0.0.1", 0) as listener:
@@ -341,6 +344,7 @@ def api(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 
 
 KEY = "alice-key-0123456789"
+OTHER_KEY = "bob-key-0123456789"
 
 
 @pytest.fixture
@@ -425,7 +429,8 @@ def test_ctrl_c_cancels_a_job_whose_answer_has_not_come_yet(
 
 def wait_for_held_back_submission(client: redis.Redis) -> None:
     end = time.monotonic() + PATIENCE_S
-    while not any({"b", "x"} <= set(other["flags"]) for other in client.client_list()):  # held back in a MULTI
+    writes = {"evalsha", "eval", "exec"}  # room is reserved, or the job is queued
+    while not any("b" in other["flags"] and other["cmd"] in writes for other in client.client_list()):
         assert time.monotonic() < end, "nothing was submitted"
 
 
@@ -493,6 +498,56 @@ def test_models_are_loaded_and_unloaded(
         assert capsys.readouterr().out == f"first  on fake: {told}\n"
     assert main(["models", "--load", "nothing", *where]) == 1
     assert "model_absent" in capsys.readouterr().err
+
+
+def test_status_shows_queues_workers_and_their_jobs(
+    api: tuple[str, LocalStore], worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--server", api[0], "--key", KEY]
+    assert main(["status", *where]) == 0
+    assert "No job waits." in capsys.readouterr().out
+    priorities: tuple[Priority, ...] = ("normal", "normal", "low")
+    submissions = [make_submission(model="first", priority=priority) for priority in priorities]
+    ids = [worker.board.submit(submission, ENTRY)[0].record.id for submission in submissions]
+    worker.claim(ids[0])
+    worker.progress(ids[0], 3, 20)
+    load = {"loaded": True, "warmed": True, "slots": 1, "rows_per_step": 2.0, "step_s": 0.25, "cost_per_s": 8.0}
+    fault = {"code": "checkpoint_missing", "detail": "unet/config.json is missing."}
+    worker.beat(models={"first": load}, faults={"broken": fault}, counters={"jobs_succeeded": 7.0})
+    assert main(["status", *where]) == 0
+    lines = [re.sub(r"\s+", " ", line) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        r"MODEL PRIORITY TENANT WAITING OLDEST DRAWN IN",
+        r"first normal ann 1 \S+ s \S+ s",
+        r"first low ann 1 \S+ s \S+ s",
+        r"fake running \S+ s ago 1 7 0",
+        r"first fake loaded 1 2\.0 250 ms 0\.0 s",
+        r"fake cannot load broken: unet/config\.json is missing\. \(checkpoint_missing\)",
+        rf"{ids[0]} fake ann first 3 of 20 1\.5 s",
+    ):
+        assert any(re.fullmatch(line, said) for said in lines), (line, lines)
+    assert main(["status", "--json", *where]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [worker["name"] for worker in told["workers"]] == ["fake"]
+    assert sum(queue["queued"] for queue in told["queues"]) == 2
+
+
+def test_status_says_that_nobody_works_and_that_nothing_may_start(
+    api: tuple[str, LocalStore], worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker.client.delete(key("workers"))
+    suspend(worker.client)
+    assert main(["status", "--server", api[0], "--key", KEY]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing starts" in said
+    assert "No worker's heart beats." in said
+
+
+def test_status_is_for_operators(
+    api: tuple[str, LocalStore], worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--server", api[0], "--key", OTHER_KEY]) == 1
+    assert "(operator_required)" in capsys.readouterr().err
 
 
 def test_models_tells_what_a_worker_cannot_load(

@@ -255,3 +255,12 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_says_what_to_set(tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(FolderRefused, match="DENOISED_DATA_DIR"):
         ensure_server(tmp_path / "file")
+
+
+def test_a_server_syncs_its_log_as_often_as_it_is_told(tmp_path: Path) -> None:
+    server = ensure_server(tmp_path, appendfsync="always")
+    try:
+        with contextlib.closing(connect(server.url)) as client:
+            assert client.config_get("appendfsync") == {"appendfsync": "always"}
+    finally:
+        server.stop()

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.autoencoder import Autoencoder, Posterior
 from models.capacity import measure_rows
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.counts import distributions
 from models.denoiser import Denoiser, Rows
 from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings, Event, Prepared
@@ -499,6 +500,19 @@ def test_a_preview_shows_the_predicted_picture_and_ends_at_the_real_one(checkpoi
     assert last is not None
     assert difference(last, final) <= TOLERANCE
     assert difference(early, final) > 20
+
+
+def test_every_call_is_counted_for_its_model(checkpoint: Checkpoint) -> None:
+    engine = Engine(EngineSettings(max_rows=4))
+    engine.admit("guided", make_request(), checkpoint)
+    engine.admit("plain", make_request(guidance_scale=1.0), checkpoint)
+    run_to_end(engine)
+    counts = engine.counters
+    assert (counts["steps:tiny"], counts["rows:tiny"], counts["rows_allowed:tiny"]) == (6, 6 * 3, 6 * 4)
+    assert (counts["slot_steps:tiny"], counts["decoded_pictures:tiny"]) == (12, 2)
+    seconds = distributions(counts, "step_seconds")["tiny"]
+    assert seconds.buckets[-1] == (float("inf"), 6)
+    assert seconds.total > 0
 
 
 def test_room_is_counted_in_rows_of_one_shape(checkpoint: Checkpoint) -> None:

@@ -221,7 +221,7 @@ async def test_readiness_says_what_is_missing(redis_url, store, worker) -> None:
     assert [document["code"] for document in seen] == ["no_worker", "not_ready", "not_ready", "not_ready"]
     for document, word in zip(seen, ("heart", "loading", "draining", "No model"), strict=True):
         assert word in document["detail"]
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "warnings": []})
 
 
 @pytest.mark.asyncio
@@ -237,13 +237,15 @@ async def test_metrics_count_answers_queues_and_workers(redis_url, store, worker
     async with serving(redis_url, store) as client:
         job = (await client.post("/generate", json={"prompt": "a pear"})).json()
         await client.post("/generate", json={"prompt": "a pear", "priority": "low"})
+        high = (await client.post("/generate", json={"prompt": "a pear", "priority": "high"})).json()
+        await client.delete(high["links"]["self"])
         await client.get(job["links"]["self"])
         await client.get("/nothing")
         answer = await client.get("/metrics")
     lines = answer.text.splitlines()
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     for line in (
-        'denoised_http_requests_total{method="POST",route="/generate",status="202"} 2.0',
+        'denoised_http_requests_total{method="POST",route="/generate",status="202"} 3.0',
         'denoised_http_requests_total{method="GET",route="/jobs/{job_id}",status="200"} 1.0',
         'denoised_http_requests_total{method="GET",route="unmatched",status="404"} 1.0',
         'denoised_queued_jobs{model="first",priority="normal"} 1.0',
@@ -251,7 +253,10 @@ async def test_metrics_count_answers_queues_and_workers(redis_url, store, worker
         'denoised_queued_jobs{model="first",priority="high"} 0.0',
         'denoised_worker_up{state="running",worker="fake"} 1.0',
         'denoised_model_cost_per_second{model="first",worker="fake"} 8.0',
-        'denoised_worker_events_total{event="steps",worker="fake"} 12.0',
+        'denoised_steps_total{model="first",worker="fake"} 12.0',
+        'denoised_oom_splits_total{worker="fake"} 1.0',
+        'denoised_jobs_ended_total{model="first",status="canceled"} 1.0',
+        'denoised_jobs_ended_total{model="first",status="failed"} 0.0',
         "denoised_redis_up 1.0",
         "denoised_event_streams 0.0",
     ):
@@ -343,9 +348,10 @@ async def test_the_access_log_names_request_tenant_and_job(redis_url, store, wor
     async with client_of(app, ALICE) as client:
         answer = await client.post("/generate", json={"prompt": "a secret"}, headers={"X-Request-ID": "req-7"})
     assert answer.headers["x-request-id"] == "req-7"
-    line = next(line for line in capsys.readouterr().err.splitlines() if '"req-7"' in line)
+    line = next(line for line in capsys.readouterr().err.splitlines() if '"event": "request"' in line)
+    assert '"request_id": "req-7"' in line
     assert '"tenant": "alice"' in line
-    assert f'"job_id": "{answer.json()["id"]}"' in line
+    assert f'"job": "{answer.json()["id"]}"' in line
     assert "secret" not in line
     assert "alice-key" not in line
 

@@ -14,6 +14,7 @@ import redis
 from app.main import create_app
 from tests.http_kit import FakeWorker, client_of, png, settings_for
 from tests.test_http_errors import assert_problem
+from workers import board
 from workers.connection import connect
 from workers.embedded import EmbeddedServer, ensure_server
 from workers.store import LocalStore
@@ -69,6 +70,8 @@ async def test_every_route_says_so_and_recovers(outage: Outage, own_client: redi
                 client.get(f"{path}/images/0"),
                 client.get(f"{path}/events"),
                 client.get("/models"),
+                client.get("/admin/queues"),
+                client.get("/admin/workers"),
                 client.get("/readyz"),
             )
 
@@ -137,3 +140,51 @@ async def test_the_application_starts_without_redis(outage: Outage, store: Local
         assert_problem(await client.get("/readyz"), "redis_unavailable")
         outage.end()
         assert_problem(await client.get("/readyz"), "no_worker")
+
+
+@pytest.mark.asyncio
+async def test_readiness_warns_of_a_redis_that_could_lose_jobs(
+    outage: Outage, own_client: redis.Redis, store: LocalStore
+) -> None:
+    FakeWorker(own_client, store).beat()
+    own_client.config_set("maxmemory-policy", "volatile-lru")
+    own_client.config_set("appendonly", "no")
+    async with client_of(create_app(settings_for(outage.server.url, store))) as client:
+        warnings = (await client.get("/readyz")).json()["warnings"]
+    assert [word for sentence in warnings for word in sentence.split() if word in ("noeviction.", "yes.")] == [
+        "noeviction.",
+        "yes.",
+    ]
+
+
+@pytest.mark.asyncio
+async def test_a_202_comes_after_the_disk_when_that_is_asked_for(
+    outage: Outage, own_client: redis.Redis, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "DURABLE_WITHIN_S", 0.2)
+    FakeWorker(own_client, store).publish()
+    app = create_app(settings_for(outage.server.url, store, durability="always"))
+    headers = {"Idempotency-Key": "k"}
+    async with client_of(app) as client:
+        own_client.config_set("appendfsync", "no")  # the disk never answers
+        refused = await client.post("/generate", json={"prompt": "a pear"}, headers=headers)
+        assert_problem(refused, "durability_unconfirmed")
+        assert_problem(
+            await client.post("/generate", json={"prompt": "a pear"}, headers=headers), "durability_unconfirmed"
+        )
+        own_client.config_set("appendfsync", "always")
+        repeated = await client.post("/generate", json={"prompt": "a pear"}, headers=headers)
+        jobs = (await client.get("/jobs")).json()["jobs"]
+    assert repeated.status_code == 202
+    assert repeated.headers["Location"] == refused.headers["Location"]
+    assert [job["id"] for job in jobs] == [repeated.json()["id"]]
+
+
+@pytest.mark.asyncio
+async def test_a_redis_that_cannot_promise_durability_accepts_nothing_when_that_is_asked_for(
+    outage: Outage, own_client: redis.Redis, store: LocalStore
+) -> None:
+    own_client.config_set("appendonly", "no")
+    FakeWorker(own_client, store).publish()
+    async with client_of(create_app(settings_for(outage.server.url, store, durability="always"))) as client:
+        assert_problem(await client.post("/generate", json={"prompt": "a pear"}), "redis_unavailable")

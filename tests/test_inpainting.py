@@ -19,7 +19,7 @@ from models.device import choose_placement
 from models.engine import Drawn, Engine
 from models.prepare import Inputs, step_table_of
 from models.request import InpaintingRequest, PictureRequest, TextToImageRequest
-from models.slot import Conditioning, GroupKey, Slot
+from models.slot import Conditioning, GroupKey, Slot, SlotState
 from models.start import encode_uploads, start
 from tests.tiny import SIDE, save_tiny_checkpoint, save_tiny_inpainting_checkpoint
 
@@ -80,7 +80,8 @@ def slot_of(checkpoint: Checkpoint, request: InpaintingRequest, mask: np.ndarray
     conditioning = Conditioning(states[0], states[1], request.guidance_scale, extra=begun.extra)
     registers = torch.zeros(table.num_registers, *SHAPE)
     key = GroupKey(checkpoint.name, SHAPE, checkpoint.conditioner.context_length())
-    return Slot("job", 0, key, table, conditioning, generator, begun.latents, registers, begun.known)
+    state = SlotState(begun.latents, registers, generator.get_state())
+    return Slot("job", 0, key, table, conditioning, generator, state, begun.known)
 
 
 def draw(checkpoint: Checkpoint, *jobs: tuple[PictureRequest, np.ndarray | None]) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ from models.engine import Drawn, Engine, EngineSettings
 from models.errors import CheckpointRefused
 from models.four_channel_view import four_channel_view
 from models.request import TextToImageRequest
-from models.slot import Conditioning, GroupKey, Slot
+from models.slot import Conditioning, GroupKey, Slot, SlotState
 from tests.tiny import CONTEXT, SIDE, save_tiny_checkpoint, save_tiny_inpainting_checkpoint
 from workers.catalogue import describe_model
 
@@ -166,9 +166,9 @@ def make_slot(checkpoint: Checkpoint, prompt: str, extra: Tensor | None, sampler
     shape = (4, SIDE_OF_LATENTS, SIDE_OF_LATENTS)
     key = GroupKey(checkpoint.name, shape, CONTEXT)
     latents, registers = normal(3, *shape), torch.zeros((table.num_registers, *shape))
-    return Slot(
-        prompt, 0, key, table, Conditioning(positive, negative, 4.0, extra=extra), torch.Generator(), latents, registers
-    )
+    generator = torch.Generator()
+    state = SlotState(latents, registers, generator.get_state())
+    return Slot(prompt, 0, key, table, Conditioning(positive, negative, 4.0, extra=extra), generator, state)
 
 
 def step_of(checkpoint: Checkpoint, extras: list[Tensor | None], rows_at_once: int | None = None) -> list[Tensor]:

@@ -476,7 +476,11 @@ def test_every_key_of_a_job_that_ended_expires(bench: Bench) -> None:
     bench.keep_up()
     lasting = {raw.decode() for raw in bench.client.scan_iter() if bench.client.ttl(raw) == -1}
     assert not [name for name in lasting if job_id in name]
-    own = {"denoised:events", "denoised:costs:fake", "denoised:queues:fake", "denoised:doorbell:fake", "rq:queues"}
+    own = {
+        "denoised:events",
+        *(f"denoised:{noun}:fake" for noun in ("costs", "queues", "doorbell", "ended")),
+        "rq:queues",
+    }
     assert lasting - own == {"rq:workers"}
 
 

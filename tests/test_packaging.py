@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+WATCHERS = ("prometheus", "grafana")
 HEAVY = ("torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -92,19 +93,33 @@ def compose() -> dict[str, Any]:
 
 
 def test_no_container_opens_a_port_without_keys(compose: dict[str, Any]) -> None:
-    opened = {name for name, service in compose["services"].items() if "ports" in service}
-    assert opened == {"api"}
+    opened = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert set(opened) == {"api", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for port in opened["grafana"])
     assert re.match(r"\$\{DENOISED_API_KEYS:\?.+\}", compose["services"]["api"]["environment"]["DENOISED_API_KEYS"])
 
 
 def test_every_container_is_checked_and_hardened(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"redis", "api", "worker"}
+    assert set(compose["services"]) == {"redis", "api", "worker", *WATCHERS}
     for name, service in compose["services"].items():
         assert service["healthcheck"]["test"], name
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert "no-new-privileges:true" in service["security_opt"], name
         assert "privileged" not in service, name
+
+
+def test_who_watches_is_started_only_if_asked_for_and_finds_its_files(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service.get("profiles", []) == (["watch"] if name in WATCHERS else []), name
+    for name in WATCHERS:
+        service = compose["services"][name]
+        assert re.fullmatch(r"[a-z/]+:v?[0-9]+\.[0-9]+\.[0-9]+", service["image"]), "a version, and no other name"
+        assert service["networks"] == ["front"], "Redis cannot be reached from there"
+        mounted = [volume.partition(":")[0] for volume in service["volumes"] if volume.startswith("./")]
+        assert mounted
+        assert all((ROOT / path).exists() for path in mounted)
+        assert all(volume.endswith(":ro") for volume in service["volumes"] if volume.startswith("./"))
 
 
 def test_redis_keeps_its_data_and_cannot_be_reached_from_outside(compose: dict[str, Any]) -> None:

@@ -320,27 +320,24 @@ def test_a_killed_redis_comes_back_with_its_jobs(running: Console, data_dir: Pat
         assert finish(client, client.submit({"prompt": "a sun", "num_inference_steps": 2}, "after"))["images"]
 
 
-def test_the_first_signal_finishes_what_has_begun_and_leaves_no_process(tmp_path: Path) -> None:
-    with serve(tmp_path / "data", "--port", "0", **QUICK) as console, Client(url_when_ready(console)) as client:
-        begun = begin(client, steps=60)
-        everything = [console.process.pid, pid_of(console, "api"), pid_of(console, "worker")]
-        everything.append(valkey_pid(tmp_path / "data"))
+@pytest.mark.parametrize("dies", ["nothing", "redis"])
+def test_what_has_begun_at_the_first_signal_goes_on_at_the_next_start(tmp_path: Path, dies: str) -> None:
+    data = tmp_path / "data"
+    with serve(data, "--port", "0", **QUICK) as console, Client(url_when_ready(console)) as client:
+        begun = begin(client, steps=150)
+        everything = [console.process.pid, pid_of(console, "api"), pid_of(console, "worker"), valkey_pid(data)]
         console.process.send_signal(signal.SIGINT)
         console.wait_for("stopping")
-        assert finish(client, begun)["status"] == "succeeded"
+        if dies == "redis":
+            os.kill(valkey_pid(data), signal.SIGKILL)
         assert console.wait_for_end() == 0
         console.wait_for("stopped")
     wait_until_gone(*everything)
-
-
-def test_a_redis_killed_during_the_stop_comes_back_for_what_has_begun(tmp_path: Path) -> None:
-    with serve(tmp_path / "data", "--port", "0", **QUICK) as console, Client(url_when_ready(console)) as client:
-        begun = begin(client, steps=150)
-        console.process.send_signal(signal.SIGINT)
-        console.wait_for("stopping")
-        os.kill(valkey_pid(tmp_path / "data"), signal.SIGKILL)
-        console.wait_for("embedded Redis server ended")
-        assert finish(client, begun)["status"] == "succeeded"
+    with serve(data, "--port", "0", **QUICK) as console, Client(url_when_ready(console)) as client:
+        ended = finish(client, begun)
+        assert ended["status"] == "succeeded"
+        assert ended["resumed_from_step"] > 0
+        console.process.terminate()
         assert console.wait_for_end() == 0
 
 
@@ -356,7 +353,7 @@ def test_a_stop_ends_even_when_redis_is_gone_for_good(tmp_path: Path) -> None:
         console.wait_for("stopping")
         mark.touch()
         os.kill(valkey_pid(tmp_path / "data"), signal.SIGKILL)
-        console.wait_for("drawn again later")
+        console.wait_for("taken up later")
         assert console.wait_for_end() == 0
     wait_until_gone(*everything)
 

@@ -79,10 +79,10 @@ class FakeLostNetwork(MemoryFileSystem):
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise EndpointConnectionError("Could not connect to the endpoint")
 
-    pipe_file = cat_file = rm = ls = _refuse
+    pipe_file = cat_file = rm = ls = find = _refuse
 
 
-@pytest.mark.parametrize("verb", ["put", "get", "erase", "expire"])
+@pytest.mark.parametrize("verb", ["put", "get", "erase", "expire", "used_bytes"])
 def test_an_object_store_out_of_reach_is_an_os_error(verb: str) -> None:
     fsspec.register_implementation("lost", FakeLostNetwork, clobber=True)
     lost = open_store("lost://bucket/pictures")
@@ -91,6 +91,7 @@ def test_an_object_store_out_of_reach_is_an_os_error(verb: str) -> None:
         "get": lambda: lost.get(new_job_id(), NAME),
         "erase": lambda: lost.erase(new_job_id()),
         "expire": lambda: lost.expire(0, lambda _: False),
+        "used_bytes": lost.used_bytes,
     }
     with pytest.raises(OSError, match="EndpointConnectionError: Could not connect"):
         calls[verb]()
@@ -107,6 +108,17 @@ def test_erasing_removes_every_file_of_that_job_and_may_be_repeated(any_store: S
         with pytest.raises(FileNotFoundError):
             any_store.get(gone, name)
         assert any_store.get(kept, name)
+
+
+def test_one_file_is_removed_and_the_others_stay(any_store: Store) -> None:
+    job = new_job_id()
+    for name in (NAME, "1.png"):
+        any_store.put(job, name, b"0")
+    for _ in range(2):
+        any_store.remove(job, NAME)
+    with pytest.raises(FileNotFoundError):
+        any_store.get(job, NAME)
+    assert any_store.get(job, "1.png") == b"0"
 
 
 def test_expiry_goes_by_the_age_of_the_id_and_spares_the_living(any_store: Store) -> None:
@@ -137,6 +149,24 @@ def test_ids_that_share_a_folder_are_told_apart_by_their_own_time(any_store: Sto
     assert any_store.get(second, NAME) == b"x"
     with pytest.raises(FileNotFoundError):
         any_store.get(first, NAME)
+
+
+def test_used_bytes_are_those_of_all_files(any_store: Store) -> None:
+    assert any_store.used_bytes() == 0
+    jobs = [new_job_id(), id_of_age(90_000)]
+    for job in jobs:
+        any_store.put(job, NAME, bytes(1000))
+        any_store.put(job, "1.png", bytes(500))
+    assert any_store.used_bytes() == 3000
+    any_store.erase(jobs[0])
+    assert any_store.used_bytes() == 1500
+
+
+def test_only_a_disk_can_say_what_is_free(store: LocalStore) -> None:
+    free = store.free_bytes()
+    assert free is not None
+    assert free > 0
+    assert open_store("memory://bucket/free").free_bytes() is None
 
 
 def test_an_empty_store_expires_nothing(any_store: Store) -> None:

@@ -20,9 +20,9 @@ def waiting(queue: str, *, length: int = 1, waited_s: float = 0.0) -> Waiting:
     return Waiting(queue, queue.split(".")[0], length, f"{int((NOW - waited_s) * 1000):012x}{0:032x}")
 
 
-def serve(turns: Turns, queues: Sequence[Waiting], loaded: Sequence[str] = ("sd",), closed: Sequence[str] = ()) -> str:
+def serve(turns: Turns, queues: Sequence[Waiting], loaded: Sequence[str] = ("sd",)) -> str:
     """Let one job start; returns its queue."""
-    chosen = turns.choose(queues, loaded, closed)
+    chosen = turns.choose(queues, loaded)
     assert chosen is not None
     turns.took(chosen)
     return chosen.queue
@@ -83,12 +83,15 @@ def test_a_model_that_is_not_loaded_waits_until_the_loaded_ones_are_done_or_pati
     assert serve(turns, [loaded, replace(absent, first=waiting("xl.high.ann", waited_s=31).first)]) == "xl.high.ann"
 
 
-def test_a_closed_model_takes_nothing() -> None:
+def test_where_nobody_waits_nobody_is_chosen() -> None:
+    assert make_turns().choose([], ("sd",)) is None
+
+
+def test_a_low_job_is_not_left_behind_by_a_stream_of_high_ones() -> None:
     turns = make_turns()
-    queues = [waiting("sd.high.ann"), waiting("xl.normal.ann")]
-    assert serve(turns, queues, loaded=("sd", "xl"), closed=("sd",)) == "xl.normal.ann"
-    assert turns.choose(queues, ("sd", "xl"), ("sd", "xl")) is None
-    assert turns.choose([], ("sd",), ()) is None
+    high = waiting("sd.high.ann", length=1000, waited_s=1)
+    assert serve(turns, [high, waiting("sd.low.ann", waited_s=50)]) == "sd.high.ann"
+    assert serve(turns, [high, waiting("sd.low.ann", waited_s=70)]) == "sd.low.ann"
 
 
 def test_a_look_finds_queues_with_jobs_of_our_models_and_a_suspension(redis_client: redis.Redis) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rq.worker import Worker as StockWorker
 
 from models.request import InpaintingRequest
 from tests.board_values import make_submission
-from tests.fleet import Fleet, freeze, thaw
+from tests.fleet import LEASE_S, Fleet, freeze, thaw
 from workers.connection import connect
 from workers.contract import key
 from workers.embedded import ensure_server
@@ -51,12 +52,14 @@ def test_jobs_are_drawn_together_and_each_gets_its_own_pictures(fleet: Fleet) ->
 def test_a_killed_workers_jobs_are_finished_once_by_another(fleet: Fleet) -> None:
     first = fleet.start(**SLOW)
     ids = fleet.submit(*(make_submission(seed=seed, steps=60) for seed in range(6)))
-    fleet.wait_running(ids)
+    fleet.wait_running(ids, step=32)  # an interval is 10 of them
     first.kill()
     fleet.start()
-    fleet.wait_ended(ids)
+    views = fleet.wait_ended(ids)
     fleet.assert_each_succeeded_once(ids)
     assert all(fleet.view(job_id).record.deaths == 0 for job_id in ids)  # they got further than nothing
+    assert all(view.record.outcome.resumed_from_step >= 20 for view in views)  # type: ignore[union-attr]
+    fleet.wait_for(lambda: not fleet.saved_files())
 
 
 def test_a_frozen_worker_is_fenced_and_drops_its_jobs_when_it_wakes(fleet: Fleet) -> None:
@@ -131,6 +134,31 @@ def test_a_server_that_takes_no_writes_is_waited_for_at_the_start_and_in_the_mid
     fleet.wait_ended(ids)
     fleet.assert_each_succeeded_once(ids)
     assert (worker.poll(), second.poll()) == (None, None)
+
+
+def test_jobs_are_taken_drawn_committed_canceled_and_erased_while_redis_has_no_memory_left(fleet: Fleet) -> None:
+    """Only jobs that end give memory back, so that their way to the end must be open."""
+    fleet.start(FAKE_STEP_S="0.02", FAKE_ROOM="2")
+    steps = round(2 * LEASE_S / 0.02)  # long enough to lose a lease that is not renewed
+    drawn, beside, queued, canceled, erased = fleet.submit(
+        *(make_submission(seed=seed, steps=steps, previews=True) for seed in range(2)),
+        *(make_submission(seed=seed) for seed in range(2, 5)),
+    )
+    fleet.wait_running([drawn, beside])
+    fleet.client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            fleet.submit(make_submission())
+        fleet.board.cancel(canceled)
+        fleet.wait_ended([drawn, beside, queued, canceled, erased])
+        fleet.board.erase(erased)
+        assert fleet.board.beats()
+    finally:
+        fleet.client.config_set("maxmemory", 0)
+    assert fleet.board.get(erased) is None
+    assert fleet.view(canceled).status == "canceled"
+    fleet.assert_each_succeeded_once([drawn, beside, queued])
+    assert [fleet.view(job_id).record.deaths for job_id in (drawn, beside, queued)] == [0, 0, 0]
 
 
 def test_a_job_is_committed_after_the_server_came_back(tmp_path: Path) -> None:
@@ -226,18 +254,156 @@ def test_a_poison_job_fails_after_three_deaths_and_its_neighbours_finish(fleet: 
     fleet.assert_rq_is_at_rest([poison])
 
 
-def test_the_first_sigterm_drains(fleet: Fleet) -> None:
-    worker = fleet.start(FAKE_ROOM="2", **SLOW)
-    running = fleet.submit(make_submission(steps=60), make_submission(steps=30))
-    fleet.wait_running(running)
+def test_sigterm_hands_everything_over_without_waiting_for_the_call_that_runs(fleet: Fleet) -> None:
+    worker = fleet.start(**SLOW)
+    ids = fleet.submit(
+        *(make_submission(seed=seed, steps=60, prompt="hang" if seed == 2 else "a") for seed in range(4))
+    )
+    fleet.wait_running(ids, step=18)
+    time.sleep(0.5)  # now it is in the step that takes a minute
+    started = time.monotonic()
     worker.terminate()
-    fleet.wait_for(lambda: fleet.beat_of(worker).state == "draining")
-    (waiting,) = fleet.submit(make_submission())
     assert worker.wait(20) == 0
-    fleet.assert_each_succeeded_once(running)
-    assert fleet.view(waiting).status == "queued"
+    assert time.monotonic() - started < 20  # the call takes 60 s; docs/reliability.md has the seconds
+    assert [fleet.view(job_id).queue_position for job_id in ids] == [0, 1, 2, 3]
     assert fleet.board.beats() == []
     assert StockWorker.all(connection=fleet.client, serializer="json") == []
+    fleet.start()
+    views = fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    assert views[2].record.outcome.resumed_from_step == 30  # type: ignore[union-attr]
+    assert all(view.record.outcome.resumed_from_step >= 20 for view in views)  # type: ignore[union-attr]
+    assert [view.record.deaths for view in views] == [0, 0, 0, 0]
+    fleet.wait_for(lambda: not fleet.saved_files())
+
+
+def test_what_is_all_but_written_when_sigterm_comes_is_committed(fleet: Fleet) -> None:
+    worker = fleet.start(**SLOW)
+    ids = fleet.submit(*(make_submission(seed=seed, steps=10) for seed in range(8)))
+    fleet.wait_for(lambda: any(fleet.view(job_id).status == "succeeded" for job_id in ids))
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert all(fleet.view(job_id).status in ("succeeded", "queued") for job_id in ids)
+    fleet.start()
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+
+
+def test_a_second_sigterm_ends_the_worker_where_it_stands(fleet: Fleet) -> None:
+    worker = fleet.start(**SLOW)
+    ids = fleet.submit(*(make_submission(seed=seed, steps=100) for seed in range(3)))
+    fleet.wait_running(ids)
+    for _ in range(2):
+        worker.terminate()
+    assert worker.wait(20) in (0, EXIT_FORCED)  # two signals at once may arrive as one
+    fleet.start()
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+
+
+def test_a_worker_that_is_told_to_end_while_the_server_is_away_saves_what_it_has(tmp_path: Path) -> None:
+    server = ensure_server(tmp_path)
+    client = connect(server.url)
+    with Fleet(server.url, client, tmp_path) as fleet:
+        worker = fleet.start(DENOISED_SNAPSHOT_INTERVAL_S="1000", **SLOW)
+        ids = fleet.submit(*(make_submission(seed=seed, steps=200) for seed in range(2)))
+        fleet.wait_running(ids, step=20)
+        assert fleet.saved_files() == []
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait(10)
+        worker.terminate()
+        assert worker.wait(30) == 0
+        assert len(fleet.saved_files()) == 2
+        server = ensure_server(tmp_path)
+        fleet.start()
+        views = fleet.wait_ended(ids)
+        fleet.assert_each_succeeded_once(ids)
+        assert all(view.record.outcome.resumed_from_step >= 20 for view in views)  # type: ignore[union-attr]
+    client.close()
+    server.stop()
+
+
+def test_a_flood_of_one_tenant_leaves_room_for_another(fleet: Fleet) -> None:
+    fleet.start(FAKE_ROOM="4", DENOISED_MAX_JOBS="8", **SLOW)
+    flood = fleet.submit(*(make_submission("flood", steps=200) for _ in range(100)))
+    fleet.wait_running(flood[:4])
+    (lone,) = fleet.submit(make_submission("lone", steps=10))
+    fleet.wait_ended([lone])
+    assert [fleet.view(job_id).status for job_id in flood[:4]] == ["running"] * 4
+    fleet.assert_each_succeeded_once([lone])
+
+
+def test_the_nearest_deadline_comes_first_and_what_is_too_late_fails(fleet: Fleet) -> None:
+    waiting, never, late, near, canceled = fleet.submit(
+        make_submission(steps=20),
+        make_submission(deadline_s=0.01),
+        make_submission(deadline_s=500),
+        make_submission(deadline_s=400),
+        make_submission(deadline_s=300),
+    )
+    fleet.board.cancel(canceled)
+    (slow,) = fleet.submit(make_submission("bob", steps=MANY, deadline_s=1.5))
+    fleet.start(FAKE_ROOM="1", **SLOW)
+    fleet.wait_ended([waiting, never, late, near, slow])
+    fleet.assert_each_succeeded_once([waiting, late, near])
+    for job_id in (never, slow):
+        outcome = fleet.view(job_id).record.outcome
+        assert outcome is not None
+        assert outcome.error is not None
+        assert outcome.error.code == "deadline_exceeded"
+    fleet.assert_rq_is_at_rest([never, slow])
+    ended = [job_id for job_id in claim_order(fleet) if job_id in (waiting, late, near)]
+    assert ended == [near, late, waiting]
+    assert not fleet.client.exists(key("urgent", fleet.view(waiting).record.queue))
+
+
+def test_what_is_too_late_fails_where_it_waits_though_nobody_has_room_for_it(fleet: Fleet) -> None:
+    fleet.start(FAKE_ROOM="1", **SLOW)
+    running, late = fleet.submit(make_submission(steps=MANY), make_submission(steps=10))
+    fleet.wait_running([running])
+    (overdue,) = fleet.submit(make_submission(deadline_s=0.5))
+    (view,) = fleet.wait_ended([overdue])
+    assert view.record.outcome is not None
+    assert view.record.outcome.error is not None
+    assert view.record.outcome.error.code == "deadline_exceeded"
+    assert (fleet.view(running).status, fleet.view(late).status) == ("running", "queued")
+
+
+def test_a_long_job_is_put_away_for_a_model_that_waits_and_goes_on_afterwards(fleet: Fleet) -> None:
+    worker = fleet.start(DENOISED_MODELS="fake=fake,other=other", FAKE_PLACES="1", DENOISED_PATIENCE_S="0.5", **SLOW)
+    (long,) = fleet.submit(make_submission(steps=400))
+    fleet.wait_running([long], step=20)
+    (other,) = fleet.submit(make_submission(model="other"))
+    fleet.wait_ended([other])
+    assert fleet.view(long).status in ("queued", "running")
+    (view,) = fleet.wait_ended([long])
+    assert view.record.outcome is not None
+    assert view.record.outcome.resumed_from_step is not None
+    assert view.record.outcome.resumed_from_step >= 40  # it was put away after two patiences at the earliest
+    assert view.record.deaths == 0
+    fleet.assert_each_succeeded_once([long])
+    assert worker.poll() is None
+
+
+@pytest.mark.parametrize("ending", ["cancel", "fault"])
+def test_nothing_is_kept_of_a_job_that_has_ended(fleet: Fleet, ending: str) -> None:
+    fleet.start(**SLOW)
+    (job_id,) = fleet.submit(make_submission(steps=MANY, prompt="late fault" if ending == "fault" else "a"))
+    fleet.wait_for(fleet.saved_files)
+    if ending == "cancel":
+        fleet.board.cancel(job_id)
+    fleet.wait_ended([job_id])
+    fleet.wait_for(lambda: not fleet.saved_files())
+
+
+def test_a_job_that_two_workers_died_on_begins_anew(fleet: Fleet) -> None:
+    """What it had come to may be what they died of."""
+    (job_id,) = fleet.submit(make_submission(prompt="poison", steps=60))
+    fleet.store.put(job_id, "steps.safetensors", b"1")
+    for _ in range(3):
+        assert fleet.start().wait(20) == -signal.SIGKILL
+    assert fleet.logs().count('"resumed"') == 1  # by the second of them; the first one has no reason to look
 
 
 def test_rqs_shutdown_command_drains_too(fleet: Fleet) -> None:
@@ -247,21 +413,6 @@ def test_rqs_shutdown_command_drains_too(fleet: Fleet) -> None:
     send_shutdown_command(fleet.client, fleet.name_of(worker))
     assert worker.wait(20) == 0
     fleet.assert_each_succeeded_once(running)
-
-
-def test_the_second_sigterm_hands_the_jobs_back_in_order_and_blames_nobody(fleet: Fleet) -> None:
-    worker = fleet.start(**SLOW)
-    ids = fleet.submit(*(make_submission(seed=seed, steps=100) for seed in range(3)))
-    fleet.wait_running(ids)
-    worker.terminate()
-    fleet.wait_for(lambda: fleet.beat_of(worker).state == "draining")
-    worker.terminate()
-    assert worker.wait(20) == EXIT_FORCED
-    assert [fleet.view(job_id).queue_position for job_id in ids] == [0, 1, 2]
-    fleet.start()
-    fleet.wait_ended(ids)
-    fleet.assert_each_succeeded_once(ids)
-    assert [fleet.view(job_id).record.deaths for job_id in ids] == [0, 0, 0]
 
 
 def test_a_lost_device_ends_the_process_and_the_jobs_go_on_elsewhere(fleet: Fleet) -> None:
@@ -380,16 +531,23 @@ def test_a_full_store_delays_a_job_and_does_not_lose_it(fleet: Fleet) -> None:
     fleet.assert_each_succeeded_once([job_id])
 
 
-def test_a_store_that_refuses_for_too_long_fails_the_job(fleet: Fleet) -> None:
-    fleet.start(DENOISED_SAVE_PATIENCE_S="0.1")
+def test_a_job_that_the_store_refuses_for_too_long_goes_back_and_is_drawn_when_it_can_be_saved(fleet: Fleet) -> None:
+    worker = fleet.start(DENOISED_SAVE_PATIENCE_S="0.1")
     blocked = fleet.store.root / ".tmp"
     blocked.rmdir()
     blocked.write_bytes(b"")
-    (job_id,) = fleet.submit(make_submission())
-    (view,) = fleet.wait_ended([job_id])
-    assert view.record.outcome is not None
-    assert view.record.outcome.error is not None
-    assert view.record.outcome.error.code == "store_unavailable"
+    ids = fleet.submit(make_submission(), make_submission(seed=2))
+    fleet.wait_for(lambda: fleet.logs().count("handed back") == 2)
+    assert [fleet.view(job_id).status for job_id in ids] == ["queued", "queued"]
+    fleet.wait_for(lambda: not fleet.client.llen(key("doorbell", "fake")))  # it has heard of them and lets them lie
+    assert fleet.logs().count("claimed") == 2
+    blocked.unlink()
+    blocked.mkdir(mode=0o700)
+    fleet.wait_ended(ids)
+    fleet.assert_each_succeeded_once(ids)
+    assert sorted(claim_order(fleet)[-2:]) == sorted(ids)
+    assert [fleet.view(job_id).record.deaths for job_id in ids] == [0, 0]
+    assert worker.poll() is None
 
 
 def test_previews_are_shown_to_who_asked_for_them(fleet: Fleet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,56 @@ def test_real_workers_draw_what_the_engine_draws_although_one_freezes_and_the_se
         assert [worker.poll() for worker in workers] == [None, None]
     client.close()
     server.stop()
+
+
+def test_strict_pictures_that_were_handed_over_twice_have_the_bytes_of_those_that_were_not(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path, one_thread: None
+) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "tiny")
+    save_lora(tmp_path / "loras")
+    save_tiny_controlnet(checkpoint, tmp_path / "controlnets" / "edges")
+    x4, ldm = save_tiny_upscaler(tmp_path / "x4", reads_prompts=False), save_tiny_super_resolution(tmp_path / "ldm")
+    with Fleet(redis_url, redis_client, tmp_path) as fleet:
+        environment = {
+            "DENOISED_MODELS": f"tiny={checkpoint},x4={x4},ldm={ldm}",
+            "DENOISED_DEVICE": "cpu",
+            "DENOISED_DTYPE": "float32",
+        }
+        environment |= {f"DENOISED_{name.upper()}": str(tmp_path / name) for name in ("loras", "controlnets")}
+        worker, ids = fleet.launch_real(**environment), []
+        fleet.wait_ready(worker)
+        entry = fleet.board.catalogue()["tiny"]
+        for request in make_requests():
+            strict = request.model_copy(update={"reproducibility": "strict"})
+            job_id = new_job_id()
+            fleet.store.put(job_id, f"{DIGEST}.png", png_of(upload()))
+            fleet.store.put(job_id, f"{MASK_DIGEST}.png", png_of(mask()))
+            fleet.board.submit(Submission(tenant="ann", request=strict), entry, job_id)  # type: ignore[arg-type]
+            ids.append(job_id)
+        for step in (10, 30):
+            fleet.wait_running([job_id for job_id in ids if fleet.view(job_id).status != "succeeded"], step)
+            worker.terminate()
+            assert worker.wait(30) == 0
+            worker = fleet.launch_real(**environment)
+        views = fleet.wait_ended(ids)
+        outcomes = [view.record.outcome for view in views]
+        assert [outcome.reproducibility for outcome in outcomes if outcome] == ["strict"] * len(ids), fleet.logs()
+        assert sum((outcome.resumed_from_step or 0) > 10 for outcome in outcomes if outcome) >= len(ids) - 2
+        for view, outcome in zip(views, outcomes, strict=True):
+            assert outcome is not None
+            data = fleet.store.get(view.record.id, outcome.pictures[0].file)
+            alone = draw_alone(view.record.submission.request, checkpoint)
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), alone)
+        fleet.wait_for(lambda: not fleet.saved_files())
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Of this process too: the number of threads is part of what strict pictures depend on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def assert_each_ended_once_with_its_picture(fleet: Fleet, ids: list[str], checkpoint: Path, digest: str) -> None:

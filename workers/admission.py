@@ -51,8 +51,10 @@ class Admission:
         self.crash_point = crash_point
         self._halfway: HeldJob | None = None
         """Popped, and the answer to its claim is not known yet."""
-        self._closed: set[str] = set()
-        """Models for whose next job the engine had no room."""
+        self._closed: set[tuple[str, str]] = set()
+        """Models and tenants (as in queues' names) for whose next job the engine had no room."""
+        self._blocked: tuple[str, float] | None = None
+        """The model that finds no room in memory while others are in use, and since when."""
         self._paused: frozenset[str] = frozenset()
         self._for_newer: dict[str, float] = {}
         """Queues whose first job needs a newer version, until when (monotonic) they are left alone."""
@@ -68,8 +70,17 @@ class Admission:
         """These models take no job, until it is called again with others."""
         self._paused = models
 
-    def take(self, engine: Engine, shelf: Shelf, in_use: Collection[str], count: int) -> Iterator[HeldJob]:
-        """Up to `count` jobs, each as soon as it is ours, with its checkpoint or an `error` when there is none.
+    def blocked(self, longer_than_s: float) -> str | None:
+        """The model that has found no room in memory for so long, because the jobs in hand are of others."""
+        if self._blocked is None or time.monotonic() - self._blocked[1] <= longer_than_s:
+            return None
+        return self._blocked[0]
+
+    def take(
+        self, engine: Engine, shelf: Shelf, in_use: Collection[str], count: int, sated: Collection[str] = ()
+    ) -> Iterator[HeldJob]:
+        """Up to `count` jobs, each as soon as it is ours, with its checkpoint or an `error` when there is none. `sated`
+        tenants, as in queues' names, get none.
 
         Raises what Redis raises; a job that was halfway then is taken up at the next call.
         """
@@ -83,7 +94,14 @@ class Admission:
         queues = {queue.queue: queue for queue in waiting if self._for_newer.get(queue.queue, now) <= now}
         taken = 0
         while queues and not self.is_suspended and taken < count:
-            queue = self._turns.choose(list(queues.values()), _loaded(shelf, queues), self._closed | self._paused)
+            candidates = [
+                queue
+                for queue in queues.values()
+                if queue.tenant not in sated
+                and queue.model not in self._paused
+                and (queue.model, queue.tenant) not in self._closed
+            ]
+            queue = self._turns.choose(candidates, _loaded(shelf, queues))
             if queue is None:
                 break
             for held in self._take_from(queue, engine, shelf, in_use, queues):
@@ -94,12 +112,16 @@ class Admission:
     def _take_from(
         self, queue: Waiting, engine: Engine, shelf: Shelf, in_use: Collection[str], queues: dict[str, Waiting]
     ) -> list[HeldJob]:
-        """One job of this queue, or none: then the queue has left `queues`, got shorter, or its model is closed."""
+        """One job of this queue, or none: then the queue has left `queues`, got shorter, or is closed."""
         checkpoint, error = _fetch(shelf, queue.model, in_use)
         if checkpoint is None and error is None:
             # It fits when the models in use have left, so nothing may join those meanwhile.
+            if self._blocked is None or self._blocked[0] != queue.model:
+                self._blocked = queue.model, time.monotonic()
             queues.clear()
             return []
+        if self._blocked is not None and self._blocked[0] == queue.model:
+            self._blocked = None
         popped = self._rq.pop(queue.queue)
         if popped is None:
             del queues[queue.queue]
@@ -114,9 +136,10 @@ class Admission:
         if error is None and task not in checkpoint.tasks:
             # Another checkpoint has this name now, or has it on another worker.
             error = RequestError(f"The model {queue.model} does not serve {task} any more; see GET /models.")
-        if error is None and not engine.has_room(record.submission.request, checkpoint):
+        submission = record.submission
+        if error is None and not engine.has_room(submission.request, checkpoint, submission.tenant):
             self._leases.put_back(job.id, queue.model, queue.queue)
-            self._closed.add(queue.model)
+            self._closed.add((queue.model, queue.tenant))
             return []
         held = open_held_job(job, source, record, self._rq.new_execution(job))
         held.checkpoint, held.error = checkpoint, error
@@ -158,7 +181,7 @@ class Admission:
                 self._rq.tell(record)
         self._halfway = None
         if answer != "claimed":
-            log.info("a queue entry was dropped", job=held.id, reason=answer)
+            log.info("a queue entry was dropped", **held.names, reason=answer)
             return []
         return [held]
 

@@ -23,6 +23,7 @@ from workers.repertoire import Repertoire
 from workers.reporting import Reporting
 from workers.rq_side import RqSide
 from workers.settings import WorkerSettings
+from workers.snapshots import Snapshots
 from workers.store import open_store
 
 
@@ -43,6 +44,7 @@ class WorkerParts:
     admission: Admission
     reporting: Reporting
     repertoire: Repertoire
+    snapshots: Snapshots
     recovery: Recovery
     ceilings: Ceilings
     wake: threading.Event
@@ -65,7 +67,8 @@ def assemble(
     leases = Leases(client, settings.lease_s, settings.retention_s)
     rq = RqSide(client, leases.execution_ttl)
     board = JobBoard(client, retention_s=settings.retention_s)
-    io_pool = IOPool(open_store(settings.store), settings.save_threads, read_ahead, wake)
+    store = open_store(settings.store)
+    io_pool = IOPool(store, settings.save_threads, read_ahead, wake)
     return WorkerParts(
         settings=settings,
         engine=engine,
@@ -80,6 +83,7 @@ def assemble(
         admission=Admission(rq, leases, board, settings, crash_point),
         reporting=Reporting(client, leases, io_pool, rq.name),
         repertoire=Repertoire(client, board, settings, engine, shelf),
+        snapshots=Snapshots(engine, store, io_pool, settings.snapshot_interval_s),
         recovery=Recovery(client, board, settings, shelf.names, rq.tell),
         ceilings=Ceilings(client),
         wake=wake,

@@ -12,7 +12,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,8 +25,11 @@ from rq.command import send_command
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, Retry
 
+from models.errors import DeadlineExceeded
 from workers import scripts
+from workers.connection import misgivings
 from workers.contract import (
+    ENDED,
     EVENT_STREAM_LENGTH,
     PRIORITIES,
     RETENTION_S,
@@ -64,6 +67,8 @@ from workers.jobkeys import (
 from workers.turns import Lookout
 from workers.views import older_ids, read_views
 
+DURABLE_WITHIN_S = 4.0
+"""A server that syncs once a second answers in one; below the client's own timeout."""
 _RETRIES = 1000
 """RQ's own clean-up queues an abandoned job again while it has retries left; how often it may die is our decision."""
 _FOREIGN_ENDINGS = {
@@ -87,6 +92,10 @@ class IdempotencyConflict(Exception):
     """The key was used before with another body."""
 
 
+class NotDurable(Exception):
+    """The server did not say in time that its log is on disk."""
+
+
 @dataclass(frozen=True)
 class QueueDepth:
     """Queued jobs of one (model, priority), for metrics."""
@@ -94,6 +103,14 @@ class QueueDepth:
     queued: int
     oldest_wait_s: float
     """Of the job that has waited longest; 0 when there is none."""
+
+
+@dataclass(frozen=True)
+class EndedCounts:
+    """Ended jobs of one model by status, and the failed ones by their code, for metrics."""
+
+    by_status: dict[str, int]
+    by_code: dict[str, int]
 
 
 class JobBoard:
@@ -104,6 +121,7 @@ class JobBoard:
         self.retention_s = retention_s
         self._job_timeout_s = job_timeout_s
         self._end = redis.register_script(scripts.END)
+        self._erase = redis.register_script(scripts.ERASE)
         self._forecast = Forecast(redis)
 
     # --- submit -------------------------------------------------------------------------------------------------------
@@ -145,7 +163,22 @@ class JobBoard:
         view = self.get(earlier or record.id)
         if view is None:  # erased in the same moment
             view = JobView(record=record, status="queued")
+        if earlier is None and view.status == "queued" and view.eta_s is not None:
+            self._redis.set(key("promise", record.id), f"{view.eta_s:.3f}", ex=self.retention_s)
         return view, earlier is None
+
+    def confirm_durable(self, tenant: str) -> None:
+        """Waits until everything written so far is on the server's disk (WAITAOF: Redis 7.2 and later, appendonly yes).
+
+        Raises NotDurable when that is not so within DURABLE_WITHIN_S; the jobs are queued all the same.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            # WAITAOF counts from the last write of its own connection, which is not the one that submitted.
+            pipe.expire(key("jobs", tenant), scripts.INDEX_TTL_S + self.retention_s)
+            pipe.execute_command("WAITAOF", 1, 0, int(DURABLE_WITHIN_S * 1000))
+            _, (synced, _) = pipe.execute()
+        if not synced:
+            raise NotDurable
 
     def find_idempotent(self, tenant: str, idempotency: Idempotency) -> JobView | None:
         """The job of an earlier request with this key. Raises IdempotencyConflict when its body was another one."""
@@ -177,9 +210,13 @@ class JobBoard:
             pipe.set(companion, value)  # expires with the job: the outcome sets when
         pipe.hset(keys.costs, record.id, repr(record.cost))
         pipe.sadd(keys.queues, record.queue)
+        if record.submission.deadline_s is not None:
+            pipe.zadd(keys.urgent, {record.id: record.deadline})
+            pipe.expire(keys.urgent, scripts.INDEX_TTL_S)
         self._enqueue(pipe, record)
         pipe.lpush(keys.doorbell, record.id)
         pipe.ltrim(keys.doorbell, 0, scripts.DOORBELL_LENGTH - 1)
+        pipe.expire(keys.doorbell, scripts.DOORBELL_TTL_S)
         pipe.xadd(keys.events, {"job": record.id, "kind": "status"}, maxlen=EVENT_STREAM_LENGTH)
 
     def _enqueue(self, pipe: Pipeline, record: JobRecord) -> None:
@@ -291,13 +328,7 @@ class JobBoard:
             return
         if view.record.outcome is None:
             raise ValueError("a job that has not ended cannot be erased; cancel it first")
-        keys = job_keys(view.record)
-        with self._redis.pipeline() as pipe:
-            pipe.delete(keys.record, keys.progress, keys.preview)
-            pipe.zrem(keys.tenant_index, job_id)
-            pipe.set(keys.gone, view.record.submission.tenant, ex=2 * self.retention_s)
-            pipe.xadd(keys.events, {"job": job_id, "kind": "status"}, maxlen=EVENT_STREAM_LENGTH)
-            pipe.execute()
+        self._erase(keys=list(job_keys(view.record)), args=[job_id, 2 * self.retention_s])
         self._erase_rq_job(job_id)
 
     def reconcile(self, job_id: str) -> bool:
@@ -320,6 +351,20 @@ class JobBoard:
         keys = keys_of(job_id, model, text(tenant), queue)
         self._end(keys=list(keys), args=[job_id, outcome.model_dump_json(), self.retention_s, "canceled"])
         return True
+
+    def fail_overdue(self, queue: str, now: float) -> int:
+        """End the jobs of a queue whose deadline has passed while they waited; returns how many."""
+        failed = 0
+        for job_id in map(text, self._redis.zrangebyscore(key("urgent", queue), 0, now)):
+            view = self._view(job_id)
+            if view is None or view.record.outcome is not None:
+                self._redis.zrem(key("urgent", queue), job_id)
+            elif view.status == "queued":
+                error = JobError(code=DeadlineExceeded.code, detail="Its deadline passed while it waited in the queue.")
+                outcome = _canceled(view.record).model_copy(update={"status": "failed", "error": error})
+                self._end_from_outside(view.record, outcome, "canceled")
+                failed += 1
+        return failed
 
     def _reconcile(self, record: JobRecord) -> bool:
         raw = self._redis.hget(Job.key_for(record.id), "status")
@@ -363,6 +408,10 @@ class JobBoard:
                 with contextlib.suppress(ValidationError):
                     found[name] = ModelEntry.read(raw)
         return found
+
+    def misgivings(self) -> tuple[str, ...]:
+        """What about the Redis server could lose accepted jobs, a sentence each."""
+        return misgivings(self._redis)
 
     def beats(self) -> list[WorkerBeat]:
         """The newest beat of each live worker, by name."""
@@ -431,6 +480,15 @@ class JobBoard:
                 depths[model, priority] = QueueDepth(sum(queue.length for queue in queues), wait_s)
         return depths
 
+    def ended_counts(self) -> dict[str, EndedCounts]:
+        """Model -> how many of its jobs have ended since the beginning, of every model in the catalogue."""
+        models = self._models()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.hgetall(key("ended", model))
+            answers = pipe.execute()
+        return {model: _ended_counts(fields) for model, fields in zip(models, answers, strict=True)}
+
     def _models(self) -> list[str]:
         return sorted(text(raw) for raw in self._redis.hkeys(key("catalogue")))
 
@@ -440,6 +498,14 @@ class JobBoard:
             model: [queue_name(model, priority, tenant) for priority in PRIORITIES]
             for model in dict.fromkeys((*self._models(), *models))
         }
+
+
+def _ended_counts(fields: Mapping[bytes, bytes]) -> EndedCounts:
+    counts = {text(name): int(count) for name, count in fields.items()}
+    return EndedCounts(
+        by_status={status: counts.get(status, 0) for status in sorted(ENDED)},
+        by_code={name.removeprefix("code:"): count for name, count in counts.items() if name.startswith("code:")},
+    )
 
 
 def _canceled(record: JobRecord) -> Outcome:

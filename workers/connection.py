@@ -1,12 +1,14 @@
 """Redis clients, with every option that matters said aloud.
 
-Owns the options. The client library's own defaults do not suit us: a blocking read of more than five seconds times out,
-is repeated ten times in silence (what a dead attempt popped is lost) and fails after a minute.
+Owns the options, and what a server must be like to keep what was accepted. The client library's own defaults do not
+suit us: a blocking read of more than five seconds times out, is repeated ten times in silence (what a dead attempt
+popped is lost) and fails after a minute.
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
+import re
+from typing import Any, TypedDict
 
 import redis
 import redis.asyncio
@@ -27,6 +29,10 @@ HEALTH_CHECK_INTERVAL_S = 15
 RETRIES = 3
 """With back-off from 0.02 s up to 0.5 s: rides out a server's restart of a blink, fails within a second otherwise. A
 command without an answer is not repeated: a line that has died would hold its caller four times as long."""
+
+
+OLDEST_SERVER = (7, 0)
+"""Of Redis; our scripts are flagged in its way. Valkey calls itself Redis 7.2 here."""
 
 
 class _Options(TypedDict):
@@ -55,6 +61,24 @@ def connect_async(url: str, *, blocks_s: float = 0.0) -> redis.asyncio.Redis:
     backoff = ExponentialBackoff(cap=0.5, base=0.02)
     retry = AsyncRetry(NoBackoff(), 0) if blocks_s else AsyncRetry(backoff, RETRIES, (redis.ConnectionError,))
     return redis.asyncio.Redis.from_url(url, retry=retry, **_options(blocks_s))
+
+
+def misgivings(client: redis.Redis) -> tuple[str, ...]:
+    """What about this server could lose accepted jobs, a sentence each; none when all is well.
+
+    Asks INFO alone, which hosted servers allow, too. Raises RedisError.
+    """
+    info: dict[str, Any] = client.info()
+    found = []
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        found.append(f"Redis has maxmemory-policy {policy} and may drop jobs: set it to noeviction.")
+    if str(info.get("aof_enabled", 1)) == "0":
+        found.append("Redis has appendonly no and loses jobs when it ends: set it to yes.")
+    version = tuple(int(part) for part in re.findall(r"\d+", str(info.get("redis_version", "")))[:2])
+    if version and version < OLDEST_SERVER:
+        found.append(f"Redis {info['redis_version']} is too old: 7.0 or later, or Valkey, is needed.")
+    return tuple(found)
 
 
 def _options(blocks_s: float) -> _Options:

@@ -16,6 +16,9 @@ Where is it? One key each, `denoised:` in front:
     costs:<model>             hash    job id -> predicted cost of each job that has not ended (row-steps at the model's
                                       own size): the list of what must not be lost
     suspects:<model>          hash    job id -> since when it has been in no queue and in no worker's hands
+    ended:<model>             hash    how many jobs have ended, by status, and failed, by `code:<code>`; only ever grows
+    promise:<id>              string  the seconds it was said to take when it was queued; until it has ended
+    urgent:<queue>            zset    queued jobs with a deadline, by that (unix seconds): they leave the queue first
     queues:<model>            set     names of this model's RQ queues that may hold jobs
     doorbell:<model>          list    rung at enqueue; an idle worker blocks on it
     events                    stream  job, kind: one entry whenever a document changes
@@ -25,6 +28,9 @@ Where is it? One key each, `denoised:` in front:
     ceilings                  hash    kind of call -> rows that memory sufficed for, and since when: `workers.ceilings`;
                                       expires by itself
     recovery:<model>          string  a worker has just looked for this model's lost jobs; expires by itself
+    reserved                  hash    job id -> bytes that it may write into the store; see `workers.reservations`
+    stored                    string  bytes that the store had when it was last counted; expires by itself
+    counting                  string  an API process counts, or has just counted, the store; expires by itself
 
 Two versions beside each other, while a running installation is upgraded or goes back:
 
@@ -43,6 +49,7 @@ CONTRACT_VERSION and a line in `_NEEDS`; `tests/recorded` gets values of the new
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -64,6 +71,7 @@ WISH_TTL_S = 3600
 CEILING_TTL_S = 24 * 3600
 """By then a ceiling has risen by 720 rows: it lowers nothing any more."""
 EVENT_STREAM_LENGTH = 10_000
+ALONE_AFTER_DEATHS = 2
 LOCAL_TENANT = "local"
 """Everybody's tenant while the server has no keys."""
 
@@ -78,9 +86,10 @@ _JOB_ID = re.compile(r"^([0-9a-f]{12})([0-9a-f]{32})$")
 
 
 class Value(BaseModel):
-    """A frozen value that refuses unknown fields, unless it is read as another version's."""
+    """A frozen value that refuses unknown fields, unless it is read as another version's. What it is refused for is
+    told without the value, which may be a prompt: such errors end in logs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @classmethod
     def read(cls, raw: str | bytes) -> Self:
@@ -141,7 +150,11 @@ class Submission(Value):
     request: GenerationRequest
     delivery: Delivery = Delivery()
     priority: Priority = "normal"
+    deadline_s: float | None = None
+    """Seconds from its creation after which its pictures are of no use."""
     traceparent: str | None = None
+    request_id: str | None = None
+    """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
 
 
 _NEEDS: tuple[tuple[int, Callable[[Submission], bool]], ...] = ()
@@ -213,6 +226,8 @@ class Outcome(Value):
     ended_at: float
     execution: str | None = None
     """RQ execution that made it; None when the API or the clean-up ended the job."""
+    resumed_from_step: int | None = None
+    """Where that execution began, when another had come so far."""
 
 
 class JobRecord(Value):
@@ -229,6 +244,8 @@ class JobRecord(Value):
     warnings: tuple[str, ...] = ()
     execution: str | None = None
     """The execution that last claimed the job and has not handed it back; a claim that finds one counts a death."""
+    claims: int = 0
+    """Executions that have claimed it."""
     deaths: int = 0
     """Workers that died on this job without getting further than the one before."""
     reached: int = 0
@@ -236,6 +253,23 @@ class JobRecord(Value):
     best_step: int = 0
     """The furthest step of the executions before it."""
     outcome: Outcome | None = None
+
+    @property
+    def deadline(self) -> float:
+        """Unix seconds."""
+        deadline_s = self.submission.deadline_s
+        return math.inf if deadline_s is None else self.created_at + deadline_s
+
+    @property
+    def runs_alone(self) -> bool:
+        """Two workers have died on it without progress: a third takes no neighbours along."""
+        return self.deaths >= ALONE_AFTER_DEATHS
+
+    @property
+    def has_left_something(self) -> bool:
+        """An execution before this one may have saved what it had come to. Where that may be what they died of, it is
+        not looked at."""
+        return self.claims > 1 and not self.runs_alone
 
 
 class JobView(Value):
@@ -375,7 +409,7 @@ class WorkerBeat(Value):
     ceilings: tuple[RowCeiling, ...] = ()
     """Of the groups in the batch and of those that memory was too small for."""
     counters: dict[str, float] = {}
-    """Monotonic since the worker started, for metrics: jobs ended by status, steps, rows, oom splits, ..."""
+    """Monotonic since the worker started, for metrics: steps, rows, oom splits, ...; named as in `models.counts`."""
 
 
 def predict_cost(request: GenerationRequest, entry: ModelEntry) -> float:

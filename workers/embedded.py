@@ -101,11 +101,14 @@ class EmbeddedServer:
         _remove_run_folder(self.socket_path)
 
 
-def ensure_server(data_dir: Path | str, timeout_s: float = 20.0) -> EmbeddedServer:
+def ensure_server(
+    data_dir: Path | str, timeout_s: float = 20.0, appendfsync: Literal["everysec", "always"] = "everysec"
+) -> EmbeddedServer:
     """Starts the server of `<data_dir>/valkey`, or adopts the one that runs there.
 
     Call it from the main thread: on Linux the kernel ends the server when the *thread* that started it ends.
     `timeout_s` bounds the time without any answer; a server that is reading its data back is waited for.
+    `appendfsync` is how often a new server's log is synced to the disk: once a second, or before every answer.
     Raises an EmbeddedServerError.
     """
     assert threading.current_thread() is threading.main_thread(), "Start the server in the main thread. This is a bug."
@@ -116,7 +119,7 @@ def ensure_server(data_dir: Path | str, timeout_s: float = 20.0) -> EmbeddedServ
         if adopted is not None:
             return EmbeddedServer(_url(adopted), None, adopted)
         socket_path = _claim_socket(lock, folder)
-        process = _start(find_binary(), folder, socket_path, lock)
+        process = _start(find_binary(), folder, socket_path, lock, appendfsync)
     finally:
         os.close(lock)  # the child has its own copy: the lock lives exactly as long as the server
     try:
@@ -214,14 +217,14 @@ def _remove_run_folder(socket_path: Path) -> None:
             socket_path.parent.rmdir()
 
 
-def _start(binary: Path, folder: Path, socket_path: Path, lock: int) -> subprocess.Popen[bytes]:
+def _start(binary: Path, folder: Path, socket_path: Path, lock: int, appendfsync: str) -> subprocess.Popen[bytes]:
     options = {
         "--port": "0",
         "--unixsocket": str(socket_path),
         "--unixsocketperm": "700",
         "--dir": str(folder),
         "--appendonly": "yes",
-        "--appendfsync": "everysec",
+        "--appendfsync": appendfsync,
         "--save": "",
         "--maxmemory-policy": "noeviction",
         "--daemonize": "no",

@@ -91,11 +91,34 @@ class Forecast:
             return UNKNOWN_RETRY_S
         return min(LONGEST_RETRY_S, max(1, math.ceil(min(waits))))
 
+    def ends_s(self, queues: Mapping[str, str]) -> dict[str, float]:
+        """Queue -> seconds until the last job in it is drawn, of these queues (name -> model); none without a speed."""
+        names = list(queues)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.lindex(queue_key(name), -1)
+            lasts = pipe.execute()
+        waiting = [(text(last), queues[name], name) for name, last in zip(names, lasts, strict=True) if last]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, model, _ in waiting:
+                pipe.hget(key("costs", model), job_id)
+            costs = pipe.execute()
+        beats = self.beats()
+        return {
+            name: end_s
+            for (_, model, name), place, cost in zip(waiting, self._look_up(waiting), costs, strict=True)
+            if place and (end_s := add_speeds(beats, model).end_s(place, float(cost or 0))) is not None
+        }
+
     def beats(self) -> list[WorkerBeat]:
         """The newest beat of each live worker, by name."""
         oldest = time.time() - BEAT_TTL_S
+        return [beat for beat in self.known_beats() if beat.beat_at >= oldest]
+
+    def known_beats(self) -> list[WorkerBeat]:
+        """The newest beat of each worker that is not forgotten yet, by name: of silent ones too."""
         beats = map(read_beat, self._redis.hgetall(key("workers")).values())
-        return sorted((beat for beat in beats if beat and beat.beat_at >= oldest), key=lambda beat: beat.name)
+        return sorted((beat for beat in beats if beat), key=lambda beat: beat.name)
 
     def _places(self, records: Iterable[JobRecord]) -> list[Place | None]:
         return self._look_up([(record.id, record.submission.request.model, record.queue) for record in records])

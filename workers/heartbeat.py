@@ -17,6 +17,7 @@ import redis
 import structlog
 from redis.client import Pipeline
 
+from workers import scripts
 from workers.contract import WorkerBeat, key
 from workers.held_job import Lease
 from workers.lease import Leases, Verdict
@@ -40,6 +41,7 @@ class Heartbeat:
     def __init__(self, client: redis.Redis, leases: Leases, sign: SignOfLife, beat_s: float, stall_s: float) -> None:
         self._redis = client
         self._leases = leases
+        self._publish = client.register_script(scripts.BEAT)
         self._sign = sign
         self._beat_s = beat_s
         self._stall_s = stall_s
@@ -58,12 +60,12 @@ class Heartbeat:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = 10.0) -> None:
         """No beat after this; takes the worker's status back."""
         self._is_stopping = True
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)
+            self._thread.join(timeout_s)
         if self._status:
             self._redis.hdel(key("workers"), self._status.name)
 
@@ -127,7 +129,7 @@ class Heartbeat:
             self._sign.beat(pipe)
             if self._status:
                 status = self._status.model_copy(update={"beat_at": time.time()})
-                pipe.hset(key("workers"), status.name, status.model_dump_json())
+                self._publish(keys=[key("workers")], args=[status.name, status.model_dump_json()], client=pipe)
             verdicts = self._leases.renew(leases, pipe)
         for lease, verdict in zip(leases, verdicts, strict=True):
             if verdict != "held":

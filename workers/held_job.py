@@ -18,12 +18,12 @@ from rq.job import Job
 from models.canvas import Canvas
 from models.errors import GenerationError
 from models.request import PictureRequest, UpscaleRequest
-from workers.contract import JobRecord, Outcome, Picture, Timings
+from models.shares import Standing
+from workers.contract import PRIORITIES, JobRecord, Outcome, Picture, Timings
 from workers.io_pool import Brought
 from workers.jobkeys import JobKeys, job_keys
 from workers.protocols import Drawn
 
-ALONE_AFTER_DEATHS = 2
 MOST_DEATHS = 3
 """Deaths without progress after which a job is not tried again."""
 
@@ -38,6 +38,14 @@ class Lease:
     job_id: str
     execution: Execution
     keys: JobKeys
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the owner of a job was told: at which Unix second, that it would take how many more."""
+
+    told_at: float
+    eta_s: float
 
 
 @dataclass(eq=False)
@@ -60,10 +68,19 @@ class HeldJob:
     """Monotonic; while the store refuses, until when we ask again."""
     ask_again_at: float = 0.0
     refusals: int = 0
+    is_refused: bool = False
+    """The store refused it for too long: it goes back to its queue."""
     steps: int = 0
     steps_before: int = 0
     """Of the first half, while what it drew is enlarged."""
+    snapshot: bytes | None = None
+    """To go on from, when it joins the batch."""
+    parking: Future[None] | None = None
+    """It goes back to its queue when this is saved."""
+    resumed_from_step: int | None = None
     shown_step: int = -1
+    promise: Promise | None = None
+    """The first ETA that was told while it was drawn."""
     warnings: tuple[str, ...] = ()
     preview_at: float = 0.0
     first: Drawn | None = None
@@ -82,8 +99,8 @@ class HeldJob:
 
     @property
     def is_delicate(self) -> bool:
-        """Two workers have died on it without progress: it runs alone, so that a third takes no neighbours along."""
-        return self.record.deaths >= ALONE_AFTER_DEATHS
+        """It must have no neighbours."""
+        return self.record.runs_alone
 
     @property
     def waits_for_upscaler(self) -> bool:
@@ -102,8 +119,19 @@ class HeldJob:
         return self.enlarging or self.record.submission.request
 
     @property
+    def standing(self) -> Standing:
+        """Whose it is, and how urgent."""
+        submission = self.record.submission
+        return Standing(submission.tenant, PRIORITIES.index(submission.priority), self.record.deadline)
+
+    @property
     def id(self) -> str:
         return self.record.id
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """What each line of the log about this job carries."""
+        return {"job": self.id, "execution": self.execution.id, "request_id": self.record.submission.request_id}
 
     @property
     def execution(self) -> Execution:
@@ -137,6 +165,7 @@ class HeldJob:
                 timings=self.timings(),
                 ended_at=time.time(),
                 execution=self.execution.id,
+                resumed_from_step=self.resumed_from_step,
             )
         )
 

@@ -8,30 +8,34 @@ neither queues nor turns.
        └── to be enlarged ─┘
 
 From any phase a job can be settled early (a fault, its time limit, an operator's stop), dropped (canceled or lost: the
-record says so already) or handed back (this worker ends).
+record says so already) or handed back (this worker ends, or its store refuses for too long).
 """
 
 from __future__ import annotations
 
+import math
 import time
-from concurrent.futures import Future
+from collections import Counter
+from concurrent.futures import Future, wait
 from typing import Any
 
 import redis
 import structlog
 
-from models.errors import Abandoned, GenerationError, InternalError, RequestError, StoreUnavailable, TimedOut
+from models.errors import Abandoned, DeadlineExceeded, GenerationError, InternalError, RequestError, TimedOut
 from workers.assembly import WorkerParts
-from workers.contract import JobError, Outcome
+from workers.contract import JobError, Outcome, slug
 from workers.held_job import MOST_DEATHS, HeldJob
 from workers.io_pool import Brought
 from workers.protocols import Broken, Drawn, Prepared
 from workers.redis_backoff import is_away
+from workers.store_gate import StoreGate
 
 log = structlog.get_logger(__name__)
 
 _LONGEST_WAIT_S = 10.0
 """Between two tries of a store that refuses."""
+_OUR_FAULT = "The worker failed on this job; its log has the reason under the job's id."
 
 
 class HeldJobs:
@@ -40,6 +44,7 @@ class HeldJobs:
     def __init__(self, parts: WorkerParts) -> None:
         self._parts = parts
         self._by_id: dict[str, HeldJob] = {}
+        self._store_gate = StoreGate(parts.io_pool.try_store)
 
     @property
     def all(self) -> tuple[HeldJob, ...]:
@@ -55,9 +60,19 @@ class HeldJobs:
         return sum(held.phase == "saving" for held in self.all)
 
     @property
-    def waiting(self) -> int:
-        """Jobs that are not in the batch yet: their rows are not counted where room is asked for."""
-        return sum(held.phase in ("reading", "ready") for held in self.all)
+    def can_be_saved(self) -> bool:
+        """The store takes files, or has not refused them for long."""
+        return self._store_gate.is_open
+
+    @property
+    def reading(self) -> int:
+        """Jobs that are on their way into the batch: their rows are not counted where room is asked for."""
+        return sum(held.phase == "reading" for held in self.all)
+
+    def sated(self, most: int) -> frozenset[str]:
+        """Tenants, as in queues' names, that have half of `most` jobs here: the other half is for others."""
+        counts = Counter(slug(held.record.submission.tenant) for held in self.all)
+        return frozenset(tenant for tenant, count in counts.items() if count >= max(1, most // 2))
 
     @property
     def crowding(self) -> frozenset[str]:
@@ -84,8 +99,7 @@ class HeldJobs:
         self._parts.heartbeat.keep(held.lease)
         log.info(
             "claimed",
-            job=held.id,
-            execution=held.execution.id,
+            **held.names,
             deaths=held.record.deaths,
             traceparent=held.record.submission.traceparent,
         )
@@ -103,9 +117,14 @@ class HeldJobs:
         """Enforce time limits, take up what the pool has finished, ask a store again that refused, fill the batch."""
         now = time.monotonic()
         for held in self.all:
-            if now > held.deadline and held.phase in ("reading", "ready", "drawing"):
+            if held.phase not in ("reading", "ready", "drawing"):
+                continue
+            if time.time() > held.record.deadline:
+                self.fail(held, DeadlineExceeded("Its deadline passed before it was drawn."))
+            elif now > held.deadline:
                 self.fail(held, TimedOut(f"The job ran longer than its limit of {held.job.timeout:.0f} s."))
         self.take_up()
+        self._store_gate.keep_up()
         for held in self.all:
             if held.work is None and held.phase in ("reading", "saving") and now >= held.ask_again_at:
                 self._ask_store(held)
@@ -157,16 +176,43 @@ class HeldJobs:
             if held.drawn is not None:
                 held.succeed(result)
             else:
-                held.brought, held.enlarging, held.phase = result, result.enlarging, "ready"
+                self._take_brought(held, result)
+
+    def _take_brought(self, held: HeldJob, brought: Brought) -> None:
+        held.brought = brought
+        held.snapshot = brought.saved.steps or held.snapshot
+        if brought.saved.first is None:
+            held.enlarging, held.phase = brought.enlarging, "ready"
+            return
+        held.steps = brought.saved.first.steps
+        self._note_resumed(held, held.steps)
+        self._turn_to_upscaler(held, brought.saved.first)
+
+    def _turn_to_upscaler(self, held: HeldJob, first: Drawn) -> None:
+        """The second half of the job begins."""
+        held.first, held.phase, held.steps_before = first, "reading", held.steps
+        held.checkpoint = None  # it may have to make room for the upscaler
+        self._parts.admission.reopen()
+        self._ask_store(held)
+
+    def _note_resumed(self, held: HeldJob, step: int) -> None:
+        if held.resumed_from_step is None:
+            self._parts.reporting.counters["jobs_resumed"] += 1
+        held.resumed_from_step = step
+        self._parts.snapshots.take_up(held, step)
+        log.info("resumed", **held.names, step=step)
 
     def _be_patient(self, held: HeldJob, error: OSError) -> None:
         """The store refused. The job is kept, with its lease, and asked for again: at first soon, then less often."""
         now = time.monotonic()
+        self._parts.reporting.counters["store_refusals"] += 1
         if held.patience_until is None:
             held.patience_until = now + self._parts.settings.save_patience_s
-            log.error("the store refuses; asking again", job=held.id, error=str(error))
+            log.error("the store refuses; asking again", **held.names, error=str(error))
         if now >= held.patience_until:
-            self.fail(held, StoreUnavailable(f"The store of pictures refused: {error.strerror or error}."))
+            log.error("the store refuses for too long; the job goes back", job=held.id, error=str(error))
+            held.is_refused, held.ask_again_at = True, math.inf
+            self._store_gate.shut()
             return
         held.refusals += 1
         held.ask_again_at = now + min(_LONGEST_WAIT_S, 0.1 * 2**held.refusals)
@@ -174,31 +220,33 @@ class HeldJobs:
     def _embark(self, held: HeldJob) -> None:
         """Let a job join the batch: when there is room, and a delicate one when nobody else is here."""
         engine, request = self._parts.engine, held.request
-        if (held.is_delicate and len(self._by_id) > 1) or not engine.has_room(request, held.checkpoint):
+        if (held.is_delicate and len(self._by_id) > 1) or not engine.has_room(
+            request, held.checkpoint, held.standing.tenant
+        ):
             return
         assert held.brought is not None, "a job is ready that brought nothing. This is a bug."
         try:
-            engine.admit(held.id, request, held.checkpoint, held.brought.inputs)
+            engine.admit(held.id, request, held.checkpoint, held.brought.inputs, held.snapshot, held.standing)
         except Exception as error:  # noqa: BLE001 (the per-job boundary)
             self._fail_for(held, error)
             return
-        held.brought, held.phase = Brought(None, held.canvas), "drawing"
+        held.brought, held.snapshot, held.phase = Brought(None, held.canvas), None, "drawing"
 
     def note(self, event: Prepared | Drawn | Broken) -> None:
         """Something happened to a job in the batch."""
         held = self._by_id.get(event.job_id)
         assert held is not None, f"The engine draws {event.job_id}, which is not here. This is a bug."
         if isinstance(event, Drawn) and held.record.submission.request.upscaler and held.first is None:
-            held.first, held.phase, held.steps_before = event, "reading", held.steps
-            held.checkpoint = None  # it may have to make room for the upscaler
-            self._parts.admission.reopen()
-            self._ask_store(held)
+            self._turn_to_upscaler(held, event)
+            self._parts.snapshots.save_first(held)
         elif isinstance(event, Drawn):
             held.drawn, held.phase, held.saving_since = event, "saving", time.time()
             self._parts.admission.reopen()
             self._ask_store(held)
         elif isinstance(event, Prepared):
             held.steps = held.steps_before + event.steps
+            if event.step:
+                self._note_resumed(held, held.steps_before + event.step)
             held.warnings += event.warnings + (held.canvas.warnings if held.canvas else ())
         else:
             self._fail_for(held, event.error)
@@ -218,12 +266,15 @@ class HeldJobs:
         held.settle(outcome, error)
 
     def _fail_for(self, held: HeldJob, error: Exception) -> None:
-        if isinstance(error, GenerationError):
-            log.info("failed", job=held.id, execution=held.execution.id, code=error.code, detail=error.detail)
+        if isinstance(error, GenerationError) and not isinstance(error, InternalError):
+            log.info("failed", **held.names, code=error.code, detail=error.detail)
             self.fail(held, error)
             return
-        log.error("a job met a fault of ours", job=held.id, execution=held.execution.id, exc_info=error)
-        fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
+        log.error("a job met a fault of ours", **held.names, exc_info=error.__cause__ or error)
+        if isinstance(error, InternalError):
+            self.fail(held, error)
+            return
+        fault = InternalError(_OUR_FAULT)
         fault.__cause__ = error
         self.fail(held, fault)
 
@@ -255,8 +306,10 @@ class HeldJobs:
         if record and record.outcome and record.execution == held.execution.id:
             self._parts.rq.tell(record)  # ended from outside while RQ was being told that it starts
         self._parts.rq.release(held)
+        if record is None or record.outcome:
+            self._parts.snapshots.erase(held)
         self._forget(held)
-        log.info("dropped", job=held.id, execution=held.execution.id)
+        log.info("dropped", **held.names)
 
     def _settle(self, held: HeldJob, outcome: Outcome) -> None:
         if not held.is_committed:
@@ -266,8 +319,9 @@ class HeldJobs:
                 self._let_go(held)
                 return
             held.is_committed = True
-            self._parts.reporting.counters[f"jobs_{outcome.status}"] += 1
-            log.info(outcome.status, job=held.id, execution=held.execution.id)
+            log.info(outcome.status, **held.names)
+            self._parts.reporting.count_end(held, outcome)
+            self._parts.snapshots.erase(held)
         self._parts.admission.crash_point("committed")
         try:
             self._parts.rq.finish(held)
@@ -275,28 +329,49 @@ class HeldJobs:
             if not is_away(error):
                 raise
             # The outcome stands; when the lease has run out the recovery tells RQ.
-            log.warning("RQ was not told of an end", job=held.id)
+            log.warning("RQ was not told of an end", **held.names)
             self._parts.rq.executions.pop(held.execution.id, None)
         self._forget(held)
 
-    def clear_the_way(self) -> None:
-        """Give back what has not begun and keeps a model in memory in whose place a job needs its upscaler."""
+    def clear_the_way(self, wanted: str | None) -> None:
+        """Give back what the store refused for too long, and what keeps a model in memory in whose place another is
+        needed: for an upscaler what has not begun, for one that has waited too long (`wanted`) all, once saved."""
         crowding = self.crowding
         for held in reversed(self.all):
-            if held.model in crowding and held.phase in ("reading", "ready") and held.first is None:
+            if held.is_refused or held.model in crowding and held.phase in ("reading", "ready") and held.first is None:
                 self._hand_back(held, is_blamed=False)
+        for held in reversed(self.all):
+            if held.parking is not None and held.parking.done():
+                self._park(held)
+            elif wanted is not None and held.model != wanted and held.parking is None:
+                held.parking = self._parts.snapshots.save(held)
+
+    def _park(self, held: HeldJob) -> None:
+        held.parking = None
+        if held.phase in ("reading", "ready", "drawing"):
+            log.info("parked", **held.names)
+            self._leave_engine(held)
+            self._hand_back(held, is_blamed=False)
+
+    def finish_writing(self, until: float) -> None:
+        """Commit what is drawn and will be written by `until` (monotonic), and what has an outcome. Raises what Redis
+        raises."""
+        writing = [held.work for held in self.all if held.phase == "saving" and held.work is not None]
+        wait(writing, max(0.0, until - time.monotonic()))
+        self.take_up()
+        self.settle()
 
     def hand_back(self, *, is_blamed: bool) -> None:
-        """Give every job back to the front of its queue. Blamed: the worker died of one of them."""
+        """Give every job back to the front of its queue. Blamed: the worker died of one of them. The engine is not
+        told: it draws no more."""
         for held in reversed(self.all):  # the oldest comes first again
-            self._leave_engine(held)
             self._hand_back(held, is_blamed=is_blamed)
 
     def _hand_back(self, held: HeldJob, *, is_blamed: bool) -> None:
         answer = self._parts.leases.hand_back(held.lease, held.record.queue, is_blamed=is_blamed)
         self._parts.rq.release(held)
         self._forget(held)
-        log.info("handed back", job=held.id, execution=held.execution.id, answer=answer)
+        log.info("handed back", **held.names, answer=answer)
 
     def _leave_engine(self, held: HeldJob) -> None:
         if held.phase == "drawing":
@@ -305,5 +380,6 @@ class HeldJobs:
 
     def _forget(self, held: HeldJob) -> None:
         self._parts.heartbeat.drop(held.lease)
+        self._parts.snapshots.release(held)
         self._parts.admission.reopen()
         del self._by_id[held.id]

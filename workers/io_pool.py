@@ -21,11 +21,15 @@ from PIL import Image, UnidentifiedImageError
 from models.canvas import Canvas, Mask, make_canvas
 from models.errors import ImageUnusable, UploadMissing
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
-from workers.contract import JobRecord, Picture
+from workers.contract import JobRecord, Picture, new_job_id
 from workers.enlarging import enlarging
 from workers.pictures import encode_picture, preview_bytes, recipe_of
 from workers.protocols import Drawn
+from workers.saved import Saved, read_saved
 from workers.store import Store
+
+_TRIAL_BYTES = 2**20
+"""About a picture: a disk may have room for a few bytes and for nothing of use."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Brought:
     canvas: Canvas | None = None
     enlarging: UpscaleRequest | None = None
     """The second half of the job, when this is for that."""
+    saved: Saved = Saved()
+    """What an earlier worker left of it; with a first half nothing is brought for that any more."""
 
 
 ReadAhead = Callable[[PictureRequest, Any, Uploads], Any]
@@ -68,50 +74,65 @@ class IOPool:
 
         Raises what the request is at fault for (GenerationError) and OSError when the store refuses.
         """
-        return self._start(_read, self._store, self._read_ahead, record, checkpoint)
+        return self.start(_read, self._store, self._read_ahead, record, checkpoint)
 
     def enlarge(self, record: JobRecord, drawn: Drawn, canvas: Canvas | None, upscaler: Any) -> Future[Brought]:
         """What the second half of a job begins with: its drawn pictures, pasted, and the request to enlarge them."""
-        return self._start(_enlarge, self._read_ahead, record, drawn, canvas, upscaler)
+        return self.start(_enlarge, self._read_ahead, record, drawn, canvas, upscaler)
 
     def save(
         self, record: JobRecord, execution: str, drawn: Drawn, model_digest: str, canvas: Canvas | None = None
     ) -> Future[tuple[Picture, ...]]:
         """Pastes into the canvas, encodes and stores all pictures; then they are durable. May be repeated."""
-        return self._start(_save, self._store, record, execution, drawn, model_digest, canvas)
+        return self.start(_save, self._store, record, execution, drawn, model_digest, canvas)
 
     def preview(self, pixels: np.ndarray, canvas: Canvas | None = None) -> Future[bytes]:
         """A preview's file."""
-        return self._start(_preview, pixels, canvas)
+        return self.start(_preview, pixels, canvas)
+
+    def try_store(self) -> Future[None]:
+        """Writes a file and removes it. Raises OSError when the store refuses."""
+        return self.start(_try_store, self._store)
 
     def sweep(self, older_than_s: float, is_alive: Callable[[str], bool]) -> Future[int]:
         """Erases the files of expired jobs."""
-        return self._start(self._store.expire, older_than_s, is_alive)
+        return self.start(self._store.expire, older_than_s, is_alive)
 
     def close(self) -> None:
         """Waits for what runs; what has not begun never will."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+    def start(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Any other work."""
         future = self._pool.submit(work, *args)
         future.add_done_callback(lambda _: self._wake.set())
         return future
 
 
+def _try_store(store: Store) -> None:
+    job_id = new_job_id()
+    try:
+        store.put(job_id, "trial", bytes(_TRIAL_BYTES))
+    finally:
+        store.erase(job_id)
+
+
 def _read(store: Store, read_ahead: ReadAhead, record: JobRecord, checkpoint: Any) -> Brought:
     request = record.submission.request
+    saved = read_saved(store, record.id, checkpoint.digest) if record.has_left_something else Saved()
+    if saved.first is not None:
+        return Brought(None, _canvas_of(store, record), saved=saved)
     controls = tuple(_read_upload(store, record, control.image) for control in request.controls)
-    image, mask, canvas = None, None, None
+    image, mask, canvas = None, None, _canvas_of(store, record)
     if isinstance(request, ImageToImageRequest | UpscaleRequest):
         image = _read_upload(store, record, request.image)
-    elif isinstance(request, InpaintingRequest):
-        canvas = _read_canvas(store, record, request)
+    elif canvas is not None:
         image, mask = canvas.picture, canvas.canvas_mask
         controls = tuple(canvas.beside(control) for control in controls)
     # Here and not in the engine's thread, which everybody waits for.
     size = request.width, request.height
     controls = tuple(c if c.size == size else c.resize(size, Image.Resampling.LANCZOS) for c in controls)
-    return Brought(read_ahead(request, checkpoint, Uploads(image, mask, controls)), canvas)
+    return Brought(read_ahead(request, checkpoint, Uploads(image, mask, controls)), canvas, saved=saved)
 
 
 def _enlarge(read_ahead: ReadAhead, record: JobRecord, drawn: Drawn, canvas: Canvas | None, upscaler: Any) -> Brought:
@@ -121,7 +142,11 @@ def _enlarge(read_ahead: ReadAhead, record: JobRecord, drawn: Drawn, canvas: Can
     return Brought(read_ahead(request, upscaler, Uploads(images=images)), enlarging=request)
 
 
-def _read_canvas(store: Store, record: JobRecord, request: InpaintingRequest) -> Canvas:
+def _canvas_of(store: Store, record: JobRecord) -> Canvas | None:
+    """Of inpainting."""
+    request = record.submission.request
+    if not isinstance(request, InpaintingRequest):
+        return None
     image = _read_upload(store, record, request.image)
     mask = _read_upload(store, record, request.mask_image) if request.mask_image else None
     try:

@@ -57,6 +57,8 @@ class JobKeys(NamedTuple):
     queues: str
     doorbell: str
     suspects: str
+    ended: str
+    urgent: str
 
 
 def job_keys(record: JobRecord) -> JobKeys:
@@ -82,6 +84,8 @@ def keys_of(job_id: str, model: str, tenant: str, queue: str) -> JobKeys:
         queues=key("queues", model),
         doorbell=key("doorbell", model),
         suspects=key("suspects", model),
+        ended=key("ended", model),
+        urgent=key("urgent", queue),
     )
 
 

@@ -20,6 +20,7 @@ from workers import scripts
 from workers.contract import JobRecord, Outcome, key
 from workers.held_job import Lease
 from workers.jobkeys import keys_of, needs_newer, read_record, text
+from workers.redis_backoff import is_full
 
 Verdict = Literal["held", "ended", "lost"]
 """held: ours; ended: the job has an outcome; lost: somebody else may have it."""
@@ -71,7 +72,12 @@ class Leases:
             lease.execution.save(ttl=ttl, pipeline=pipe)  # 2 commands
             ExecutionRegistry(lease.job_id, self._redis).add(lease.execution, ttl=ttl, pipeline=pipe)  # 2 commands
             _queue(self._renew, pipe, lease, self.lease_s)
-        answers = pipe.execute()[before:]
+        answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            # RQ's record may be refused for want of memory; ours never is.
+            if isinstance(answer, Exception) and not is_full(answer):
+                raise answer
+        answers = answers[before:]
         return [text(answer) for answer in answers[4::5]]  # type: ignore[misc]
 
     @property

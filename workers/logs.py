@@ -1,4 +1,7 @@
-"""How a worker's log looks: one line an event, JSON or for people, with RQ's and other libraries' lines among them."""
+"""How the log of a process looks: one line an event, JSON or for people, those of RQ, uvicorn and others among them.
+
+Owns what is never in a line: values of variables, which may be prompts, keys, or addresses with passwords.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Literal
 
 import structlog
 
-_QUIET = ("rq", "PIL", "urllib3", "httpx", "huggingface_hub", "filelock", "fsspec")
+_QUIET = ("rq", "uvicorn", "PIL", "urllib3", "httpx", "huggingface_hub", "filelock", "fsspec")
 """Libraries whose INFO is our business: they may warn."""
 
 

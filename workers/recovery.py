@@ -23,7 +23,9 @@ from workers.board import JobBoard
 from workers.contract import JobRecord, is_queue_of, key
 from workers.forecast import beat_time
 from workers.jobkeys import intermediate_key, job_keys, lease_key, queue_key, read_record, text
+from workers.redis_backoff import while_there_is_memory
 from workers.settings import WorkerSettings
+from workers.tidying import Tidying
 
 log = structlog.get_logger(__name__)
 
@@ -53,13 +55,17 @@ class Recovery:
         self._tell_rq = tell_rq
         self._recover = client.register_script(scripts.RECOVER)
         self._forget = client.register_script(scripts.FORGET_QUEUE)
+        self._tidying = Tidying(client)
 
     def run(self) -> int:
         """One round over each model nobody else has just looked after; returns how many jobs were queued again.
 
         The workers of a model share its rounds; each model has its own, since not every worker serves all of them.
         """
-        recovered = sum(self._look_after(model) for model in self._models() if self._is_ours_now(model))
+        recovered = 0
+        with while_there_is_memory("a look for lost jobs"):
+            recovered = sum(self._look_after(model) for model in self._models() if self._is_ours_now(model))
+            self._tidying.run()
         self._forget_silent_workers()
         return recovered
 
@@ -80,6 +86,7 @@ class Recovery:
         now = self._server_time()
         for name in names:
             self._tell_of_ended(name, now)
+            self._board.fail_overdue(name, now)
             self._drop_strays(name)
             self._tidy(model, name, now)
         return recovered
@@ -96,7 +103,12 @@ class Recovery:
             verdicts = [text(raw) for raw in pipe.execute()]
         for record, verdict in zip(records, verdicts, strict=True):
             if verdict == "recovered":
-                log.warning("a job was left behind and is queued again", job=record.id, execution=record.execution)
+                log.warning(
+                    "a job was left behind and is queued again",
+                    job=record.id,
+                    execution=record.execution,
+                    request_id=record.submission.request_id,
+                )
             elif verdict == "foreign":
                 self._board.reconcile(record.id)
         return verdicts.count("recovered")

@@ -1,13 +1,14 @@
 """Whether Redis is worth asking at the moment.
 
-Owns the back-off of the loop while the server is away, so that steps go on between the tries.
+Owns the back-off of the loop while the server is away, so that steps go on between the tries, and what a refusal means.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import redis
 import structlog
@@ -17,6 +18,7 @@ log = structlog.get_logger(__name__)
 _REFUSES = re.compile(r"\b(LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY)\b")
 """Replies of a server that takes no writes for the moment: its memory or its disk is full, its replicas are missing, or
 it is a replica itself. The client has no class of its own for most of them, and puts words in front in a pipeline."""
+_IS_FULL = re.compile(r"\bOOM\b")
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
 
@@ -25,8 +27,25 @@ def is_away(error: redis.RedisError) -> bool:
     """True when the server is not there or refuses everybody: the same call can succeed later."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
         return True
-    is_full = isinstance(error, redis.exceptions.OutOfMemoryError)
-    return is_full or (isinstance(error, redis.ResponseError) and bool(_REFUSES.search(str(error))))
+    return is_full(error) or (isinstance(error, redis.ResponseError) and bool(_REFUSES.search(str(error))))
+
+
+def is_full(error: object) -> bool:
+    """True when the server's memory is full: it takes nothing but what our scripts need to bring jobs to their ends."""
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return True
+    return isinstance(error, redis.ResponseError) and bool(_IS_FULL.search(str(error)))
+
+
+@contextlib.contextmanager
+def while_there_is_memory(what: str) -> Iterator[None]:
+    """Around what can be left out: a server whose memory is full refuses it, and work goes on without."""
+    try:
+        yield
+    except redis.RedisError as error:
+        if not is_full(error):
+            raise
+        log.warning("Redis has no memory left; left out", what=what)
 
 
 class RedisBackoff:

@@ -1,7 +1,7 @@
 """What a worker tells while it works: progress and previews of its jobs, and its own status for the `workers` hash.
 
-Owns how often that is worth a write. Reads the engine, writes through the leases, so that nothing is told of a job that
-is not ours any more.
+Owns how often that is worth a write, and what the worker counts beside the engine. Reads the engine, writes through the
+leases, so that nothing is told of a job that is not ours any more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -19,12 +19,14 @@ from typing import Literal
 import redis
 import structlog
 
-from workers.contract import RowCeiling, WorkerBeat
-from workers.held_job import HeldJob
+from models.counts import observe
+from workers.contract import Outcome, RowCeiling, WorkerBeat, key
+from workers.held_job import HeldJob, Promise
 from workers.io_pool import IOPool
 from workers.jobkeys import text
 from workers.lease import Leases
 from workers.protocols import Engine
+from workers.redis_backoff import while_there_is_memory
 from workers.repertoire import Repertoire
 
 log = structlog.get_logger(__name__)
@@ -35,6 +37,8 @@ PREVIEW_S = 0.5
 """Least seconds between two previews of a job."""
 PREVIEW_SHARE = 0.1
 """Most of the time that may go into decoding previews: the batch waits for it."""
+ETA_RATIOS = (0.25, 0.5, 0.67, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0)
+"""Buckets of the seconds that a job took over those it was said to take: even on both sides of 1."""
 
 State = Literal["loading", "running", "draining"]
 
@@ -51,7 +55,7 @@ class Reporting:
         self._next_at = 0.0
         self._previews: list[tuple[HeldJob, Future[bytes]]] = []
         self._next_preview_at = 0.0
-        self.counters: Counter[str] = Counter()
+        self.counters: defaultdict[str, float] = defaultdict(float)
 
     def report(self, jobs: Collection[HeldJob], engine: Engine) -> list[HeldJob]:
         """Write what has changed, when it is time to; returns the jobs that are not ours any more."""
@@ -70,6 +74,8 @@ class Reporting:
                 held = drawing.get(job_id)
                 if held is None:
                     continue
+                if held.promise is None and eta_s is not None:
+                    held.promise = Promise(time.time(), eta_s)
                 step, steps = held.steps_before + own_step, held.steps_before + own_steps
                 if step != held.shown_step:
                     self._leases.write_progress(held.lease, step, steps, eta_s, held.warnings, pipe)
@@ -110,9 +116,28 @@ class Reporting:
             error = future.exception()
             if error is not None:
                 _give_up(held, error)
-            elif held.phase == "drawing" and self._leases.write_preview(held.lease, future.result()) != "held":
-                not_ours.append(held)
+            elif held.phase == "drawing":
+                with while_there_is_memory("a preview"):
+                    if self._leases.write_preview(held.lease, future.result()) == "held":
+                        self.counters["previews"] += 1
+                    else:
+                        not_ours.append(held)
         return not_ours
+
+    def count_end(self, held: HeldJob, outcome: Outcome) -> None:
+        """Count a job that was committed and, when it succeeded, how true it was what its owner had been told."""
+        self.counters[f"jobs_{outcome.status}"] += 1
+        if outcome.status != "succeeded":
+            return
+        told = self._redis.getdel(key("promise", held.id))
+        promises = {
+            "queued": Promise(held.record.created_at, float(text(told))) if told else None,
+            "running": held.promise,
+        }
+        for when, promise in promises.items():
+            if promise and promise.eta_s > 0:
+                ratio = max(0.0, outcome.ended_at - promise.told_at) / promise.eta_s
+                observe(self.counters, f"eta_ratio_{when}", held.record.submission.request.model, ratio, ETA_RATIOS)
 
     def status(self, state: State, engine: Engine, repertoire: Repertoire) -> WorkerBeat:
         """This worker's status."""
@@ -133,5 +158,5 @@ class Reporting:
 
 def _give_up(held: HeldJob, error: BaseException) -> None:
     """No more previews of this job."""
-    log.error("no preview", job=held.id, exc_info=error)
+    log.error("no preview", **held.names, exc_info=error)
     held.preview_at = math.inf

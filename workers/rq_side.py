@@ -7,6 +7,7 @@ calls it. `tests/test_rq_contract.py` pins every internal used here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -27,9 +28,12 @@ from rq.utils import now
 from rq.worker import BaseWorker, WorkerStatus
 
 from models.errors import GenerationError
-from workers.contract import JobRecord
+from workers import scripts
+from workers.contract import RETENTION_S, JobRecord, key
 from workers.held_job import HeldJob, open_held_job
-from workers.jobkeys import SERIALIZER
+from workers.jobkeys import SERIALIZER, text
+from workers.redis_backoff import while_there_is_memory
+from workers.tidying import REGISTRIES
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +56,7 @@ class RqSide(BaseWorker):
             [], name=name, connection=client, serializer=SERIALIZER, worker_ttl=_WORKER_TTL_S, log_job_description=False
         )
         self._lease_ttl = lease_ttl
+        self._pop = client.register_script(scripts.POP)
         self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
     # --- what RQ's own code would do otherwise ------------------------------------------------------------------------
@@ -101,12 +106,18 @@ class RqSide(BaseWorker):
         worker_registration.register(self, pipe)
 
     def pop(self, queue: str) -> tuple[Job, Queue] | None:
-        """The first job of a queue, which moves to RQ's intermediate list. Never blocks.
+        """The job of a queue with the nearest deadline, or else the first, which moves to RQ's intermediate list. Never
+        blocks.
 
-        One queue at a time: with several, RQ pops without that list, and a kill would lose the job.
+        As RQ's dequeue_any, but also when the server's memory is full: jobs that end are what gives memory back.
         """
         source = Queue(queue, connection=self.connection, serializer=SERIALIZER)
-        return Queue.dequeue_any([source], None, connection=self.connection, serializer=SERIALIZER)
+        while True:
+            popped = self._pop(keys=[source.key, source.intermediate_queue_key, key("urgent", queue)])
+            if popped is None:
+                return None
+            with contextlib.suppress(NoSuchJobError):  # deleted with RQ's tools; the recovery drops the entry
+                return Job.fetch(text(popped), connection=self.connection, serializer=SERIALIZER), source
 
     def new_execution(self, job: Job) -> Execution:
         """An execution that exists nowhere yet: the claim writes its lease."""
@@ -115,15 +126,15 @@ class RqSide(BaseWorker):
     def begin(self, held: HeldJob) -> None:
         """The rest of the bookkeeping after a claim, as RQ's prepare_execution and prepare_job_execution do it."""
         execution = held.execution
-        with self.connection.pipeline() as pipe:
+        self.executions[execution.id] = execution
+        with while_there_is_memory("RQ's record of an execution"), self.connection.pipeline() as pipe:
             execution.save(ttl=self._lease_ttl, pipeline=pipe)
             ExecutionRegistry(held.id, self.connection).add(execution, ttl=self._lease_ttl, pipeline=pipe)
             pipe.sadd(execution.worker_executions_key, execution.composite_key)
             pipe.expire(execution.worker_executions_key, _WORKER_TTL_S + 60)
             self.set_state(WorkerStatus.BUSY, pipeline=pipe)
             pipe.execute()
-        self.executions[execution.id] = execution
-        self.prepare_job_execution(held.job)
+            self.prepare_job_execution(held.job)
 
     def finish(self, held: HeldJob) -> None:
         """Tell RQ how a job ended whose outcome is written."""
@@ -141,7 +152,15 @@ class RqSide(BaseWorker):
             job.ended_at = now()
             self._stopped_job_id = job.id  # RQ's way to say: not failed, and not to be retried
             self.handle_job_failure(job, held.queue, exc_string=_STOPPED, execution=held.execution)
+        self._let_registries_expire(held)
         self._rest_if_idle()
+
+    def _let_registries_expire(self, held: HeldJob) -> None:
+        """RQ gives them no end; the next job of the queue puts it off, and until then the recovery trims them."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            for registry in REGISTRIES:
+                pipe.expire(registry.key_template.format(held.queue.name), 2 * (held.job.result_ttl or RETENTION_S))
+            pipe.execute()
 
     def release(self, held: HeldJob) -> None:
         """Forget an execution that RQ is not told about: it was lost, handed back, or ended from outside."""
@@ -168,7 +187,8 @@ class RqSide(BaseWorker):
 
     def _rest_if_idle(self) -> None:
         if not self.executions:
-            self.set_state(WorkerStatus.IDLE)
+            with while_there_is_memory("RQ's state of this worker"):
+                self.set_state(WorkerStatus.IDLE)
 
 
 def _exc_info(error: BaseException) -> ExcInfo:

@@ -6,6 +6,9 @@ and RQ's) are written down once.
 
 The clock is always the server's, so that machines need not agree about the time.
 
+A server whose memory is full refuses what could take more. Jobs must go on to their ends then, because only ends give
+memory back; so the scripts that lead there are flagged `allow-oom` (Redis 7 and later). What they write is small.
+
 What a job's state is made of: the record's `outcome` (there or not: the only thing that ends a job), RQ's `status`
 field (queued or started), membership in RQ's queue list or in its intermediate list, and the lease: the member
 `<job>:<execution>` of RQ's StartedJobRegistry, with the time it expires as score.
@@ -17,8 +20,12 @@ from workers.contract import EVENT_STREAM_LENGTH, PROGRESS_TTL_S
 
 DOORBELL_LENGTH = 64
 """Rings that are remembered; more workers than that need not wake for one burst."""
+DOORBELL_TTL_S = 3600
+"""A ring that nobody hears is forgotten; workers look at the queues every second anyway."""
 INDEX_TTL_S = 30 * 24 * 3600
 """A tenant's index outlives its last change by this; entries of expired records leave it earlier."""
+
+_ALLOW_OOM = "#!lua flags=allow-oom\n"
 
 _PRELUDE = f"""
 local function now()
@@ -31,6 +38,7 @@ end
 local function ring(doorbell, job)
   redis.call('LPUSH', doorbell, job)
   redis.call('LTRIM', doorbell, 0, {DOORBELL_LENGTH - 1})
+  redis.call('EXPIRE', doorbell, {DOORBELL_TTL_S})
 end
 local function stamp(seconds)
   return string.format('%.3f', seconds)
@@ -47,6 +55,10 @@ local function record_outcome(k, job, outcome, retention)
   redis.call('EXPIRE', k.progress, ttl)
   redis.call('DEL', k.preview)
   redis.call('HDEL', k.costs, job)
+  redis.call('ZREM', k.urgent, job)
+  local ended = cjson.decode(outcome)
+  redis.call('HINCRBY', k.ended, ended.status, 1)
+  if type(ended.error) == 'table' then redis.call('HINCRBY', k.ended, 'code:' .. ended.error.code, 1) end
   redis.call('SET', k.gone, tenant, 'EX', 2 * ttl)
   for companion in string.gmatch(redis.call('HGET', k.record, 'companions') or '', '[^\\n]+') do
     local value = redis.call('GET', companion)
@@ -65,7 +77,7 @@ end
 _KEYS = """
 local k = {}
 for i, name in ipairs({'rq_job', 'record', 'queue', 'intermediate', 'lease', 'canceled', 'progress', 'preview',
-                       'costs', 'index', 'gone', 'events', 'queues', 'doorbell', 'suspects'}) do
+                       'costs', 'index', 'gone', 'events', 'queues', 'doorbell', 'suspects', 'ended', 'urgent'}) do
   k[name] = KEYS[i]
 end
 local job = ARGV[1]
@@ -73,7 +85,33 @@ k.record_prefix = string.sub(k.record, 1, #k.record - #job)
 """
 """Names for KEYS; the same order as `workers.jobkeys.JobKeys`."""
 
-_HEAD = _PRELUDE + _RECORD_OUTCOME + _KEYS
+_HEAD_WITHIN_MEMORY = _PRELUDE + _RECORD_OUTCOME + _KEYS
+_HEAD = _ALLOW_OOM + _HEAD_WITHIN_MEMORY
+
+POP = (
+    _ALLOW_OOM
+    + """
+-- KEYS: queue, intermediate, urgent. A job of the queue moves to the list of those that are not started yet: that with
+-- the nearest deadline, or else the first.
+local nearest = redis.call('ZPOPMIN', KEYS[3])[1]
+while nearest do
+  if redis.call('LREM', KEYS[1], 1, nearest) == 1 then
+    redis.call('RPUSH', KEYS[2], nearest)
+    return nearest
+  end
+  nearest = redis.call('ZPOPMIN', KEYS[3])[1]  -- that one was taken out with RQ's tools
+end
+return redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
+"""
+)
+
+BEAT = (
+    _ALLOW_OOM
+    + """
+-- KEYS: workers. ARGV: worker, its beat.
+return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
+)
 
 CLAIM = (
     _HEAD
@@ -108,6 +146,7 @@ local t = now()
 redis.call('HSET', k.rq_job, 'status', 'started')
 redis.call('ZADD', k.lease, stamp(t + lease), job .. ':' .. execution)
 redis.call('HSET', k.record, 'execution', execution, 'started_at', stamp(t))
+redis.call('HINCRBY', k.record, 'claims', 1)
 redis.call('HDEL', k.record, 'reached')
 redis.call('DEL', k.progress, k.preview)
 redis.call('HDEL', k.suspects, job)
@@ -148,9 +187,9 @@ return 'held'
 )
 
 PREVIEW = (
-    _HEAD
+    _HEAD_WITHIN_MEMORY
     + f"""
--- ARGV: job, execution, picture bytes. As PROGRESS.
+-- ARGV: job, execution, picture bytes. As PROGRESS, but only while there is memory.
 if redis.call('HEXISTS', k.record, 'outcome') == 1 then return 'ended' end
 if redis.call('HGET', k.record, 'execution') ~= ARGV[2] then return 'lost' end
 redis.call('SET', k.preview, ARGV[3], 'EX', {PROGRESS_TTL_S})
@@ -200,6 +239,7 @@ if redis.call('EXISTS', k.rq_job) == 1 then
   if left ~= '' then
     redis.call('HSET', k.rq_job, 'status', left)
     redis.call('ZADD', k.canceled, stamp(now()), job)
+    redis.call('EXPIRE', k.canceled, 2 * tonumber(retention))
   end
   redis.call('EXPIRE', k.rq_job, tonumber(retention))
 end
@@ -229,6 +269,21 @@ redis.call('SADD', k.queues, name)
 ring(k.doorbell, job)
 emit(k.events, job, 'status')
 return 'queued'
+"""
+)
+
+ERASE = (
+    _HEAD
+    + """
+-- ARGV: job, seconds that its id is remembered. Forgets a job that has ended.
+local tenant = redis.call('HGET', k.record, 'tenant')
+if not tenant then return 'gone' end
+if redis.call('HEXISTS', k.record, 'outcome') == 0 then return 'unended' end
+redis.call('DEL', k.record, k.progress, k.preview)
+redis.call('ZREM', k.index, job)
+redis.call('SET', k.gone, tenant, 'EX', tonumber(ARGV[2]))
+emit(k.events, job, 'status')
+return 'erased'
 """
 )
 
@@ -285,9 +340,17 @@ return 'recovered'
 """
 )
 
+RESERVE = """
+-- KEYS: reserved. ARGV: job, bytes. Reserves, then answers with the sum over all jobs.
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+local sum = 0
+for _, bytes in ipairs(redis.call('HVALS', KEYS[1])) do sum = sum + tonumber(bytes) end
+return string.format('%.0f', sum)
+"""
+
 FORGET_QUEUE = """
--- KEYS: queues set, queue, intermediate, lease. ARGV: queue name. Drops the name of a queue that holds nothing.
-if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[4]) > 0 then return 0 end
+-- KEYS: queues set, then what may be left of the queue. ARGV: its name. Drops the name of a queue that holds nothing.
+if redis.call('EXISTS', unpack(KEYS, 2)) > 0 then return 0 end
 return redis.call('SREM', KEYS[1], ARGV[1])
 """
 

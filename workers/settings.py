@@ -90,12 +90,12 @@ class WorkerSettings(BaseSettings):
         "device computes in parallel, and slower for whoever waits for the step. Default: found out by the engine.",
     )
     lease_s: float = Field(
-        15.0,
+        10.0,
         gt=0,
         description="Seconds without a heartbeat after which other workers take this worker's jobs. Shorter recovers "
         "faster from a crash; longer forgives longer stalls of Redis or of the machine.",
     )
-    beat_s: float = Field(5.0, gt=0, description="Seconds between heartbeats; at most a third of the lease.")
+    beat_s: float = Field(3.0, gt=0, description="Seconds between heartbeats; at most a third of the lease.")
     stall_s: float = Field(
         600.0,
         gt=0,
@@ -103,7 +103,7 @@ class WorkerSettings(BaseSettings):
         "its jobs go to others. Set it well above your slowest step.",
     )
     maintenance_interval_s: float = Field(
-        5.0, gt=0, description="Seconds between looks for jobs of dead workers; workers share the work."
+        2.0, gt=0, description="Seconds between looks for jobs of dead workers; workers share the work."
     )
     recovery_age_s: float = Field(
         5.0,
@@ -123,12 +123,20 @@ class WorkerSettings(BaseSettings):
     save_patience_s: float = Field(
         300.0,
         ge=0,
-        description="Seconds that a finished job waits for a store that refuses it (a full disk) before it fails.",
+        description="Seconds that a job waits in this worker for a store that refuses it (a full disk). Then it goes "
+        "back to its queue, and the worker takes no others until the store takes files again.",
+    )
+    snapshot_interval_s: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds between two snapshots of a job that is being drawn: what a crash costs at most. Shorter "
+        "writes more to the store. 0: none, and a job whose worker dies begins anew.",
     )
     max_jobs: int = Field(
-        64,
+        128,
         gt=0,
-        description="Jobs in this worker's hands at once, whatever their sizes; each holds its latents in memory.",
+        description="Jobs in this worker's hands at once, whatever their sizes; each holds its latents in memory. One "
+        "tenant gets half of them, so that there is room at once for another.",
     )
     admissions_per_tick: int = Field(
         4, gt=0, description="Jobs that may join between two steps; each delays the step by a millisecond or two."
@@ -136,8 +144,9 @@ class WorkerSettings(BaseSettings):
     patience_s: float = Field(
         30.0,
         ge=0,
-        description="Seconds that jobs of a model that is not loaded wait while loaded models have work. Shorter is "
-        "fairer between models, longer loads less often.",
+        description="Seconds that jobs of a model that is not loaded wait while loaded models have work; after as many "
+        "again what is in work for those is put away to make room. Shorter is fairer between models, longer loads less "
+        "often. Also what a job waits in the queue to count as of the next higher priority.",
     )
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people.")
 

@@ -57,8 +57,17 @@ class Store(Protocol):
     def path(self, job_id: str, name: str) -> Path | None:
         """The file on this machine, to be streamed; None when it lies elsewhere. Raises FileNotFoundError."""
 
+    def remove(self, job_id: str, name: str) -> None:
+        """Removes one file, if it is there."""
+
     def erase(self, job_id: str) -> None:
         """Removes all of the job's files, if there are any."""
+
+    def used_bytes(self) -> int:
+        """Bytes of all files. Looks at every one of them: nothing for every request."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that the disk has left, at once; None where nobody can say."""
 
     def expire(self, older_than_s: float, is_alive: Callable[[str], bool]) -> int:
         """Erases the jobs whose id was made longer ago than that and that `is_alive` disowns; returns how many."""
@@ -105,6 +114,9 @@ class LocalStore:
         path.stat()
         return path
 
+    def remove(self, job_id: str, name: str) -> None:
+        self._file(job_id, name).unlink(missing_ok=True)
+
     def erase(self, job_id: str) -> None:
         folder = self.root.joinpath(*_place(job_id))
         doomed = self._temporary_path()
@@ -115,6 +127,21 @@ class LocalStore:
         _sync_folder(folder.parent)
         shutil.rmtree(doomed)
 
+    def used_bytes(self) -> int:
+        total, folders = 0, [self.root]
+        while folders:
+            with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # erased meanwhile
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(Path(entry.path))
+                        else:
+                            total += entry.stat(follow_symlinks=False).st_size
+        return total
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self.root).free
+
     def expire(self, older_than_s: float, is_alive: Callable[[str], bool]) -> int:
         self._clean_strays()
         erased = 0
@@ -123,11 +150,15 @@ class LocalStore:
                 continue
             self.erase(job_id)
             erased += 1
-            with contextlib.suppress(OSError):  # not empty yet
-                folder = self.root.joinpath(*_place(job_id))
-                folder.parent.rmdir()
-                folder.parent.parent.rmdir()
+        self._remove_empty_folders(time.time() - older_than_s)
         return erased
+
+    def _remove_empty_folders(self, before: float) -> None:
+        """Those of a time in which no job is made any more; jobs that were erased leave them, too."""
+        for names in _old_folders(self._names, before):
+            with contextlib.suppress(OSError):  # not empty yet
+                self.root.joinpath(*names).rmdir()
+                self.root.joinpath(names[0]).rmdir()
 
     def _file(self, job_id: str, name: str) -> Path:
         return self.root.joinpath(*_place(job_id), _checked(name))
@@ -194,11 +225,24 @@ class RemoteStore:
         self._object(job_id, name)
         return None
 
+    def remove(self, job_id: str, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError), _refusals_as_os_errors():
+            self._files.rm_file(self._object(job_id, name))
+
     def erase(self, job_id: str) -> None:
         folder = "/".join((self._root, *_place(job_id)))
         self._files.invalidate_cache()  # other processes write here too
         with contextlib.suppress(FileNotFoundError):
             self._call("rm", folder, recursive=True)
+
+    def used_bytes(self) -> int:
+        with _refusals_as_os_errors():
+            self._files.invalidate_cache()
+            found: dict[str, dict[str, Any]] = self._files.find(self._root, detail=True)
+        return sum(info.get("size") or 0 for info in found.values())
+
+    def free_bytes(self) -> int | None:
+        return None
 
     def expire(self, older_than_s: float, is_alive: Callable[[str], bool]) -> int:
         self._files.invalidate_cache()
@@ -258,14 +302,20 @@ def _checked(name: str) -> str:
 
 def _old_ids(names: Callable[..., list[str]], before: float) -> Iterator[str]:
     """Job ids made before that moment (unix seconds). Folders are sorted by time: young ones are not opened."""
+    for upper, lower in _old_folders(names, before):
+        for job_id in sorted(names(upper, lower)):
+            made = created_at_of(job_id)
+            if made is not None and made < before:
+                yield job_id
+
+
+def _old_folders(names: Callable[..., list[str]], before: float) -> Iterator[tuple[str, str]]:
+    """Both levels of every folder that may have jobs made before that moment."""
     newest = f"{max(0, int(before * 1000)):012x}"
     first, second = _LEVELS
     for upper in sorted(name for name in names() if len(name) == first and name <= newest[:first]):
         for lower in sorted(name for name in names(upper) if upper + name <= newest[:second]):
-            for job_id in sorted(names(upper, lower)):
-                made = created_at_of(job_id)
-                if made is not None and made < before:
-                    yield job_id
+            yield upper, lower
 
 
 def _host() -> str:

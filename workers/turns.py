@@ -6,7 +6,8 @@ jobs?) and never blocks there.
 Models that are loaded and have room come first; a model that is not loaded gets its turn when those have no work or
 when its oldest job has waited longer than `patience_s`. Among the models in question models take turns, then tenants:
 whoever was served longest ago, and a new one before those that were served. Of a tenant's jobs those with the highest
-priority come first; it gets nobody ahead of other tenants.
+priority come first, and one that has waited for `patience_s` counts as of the next higher one; none gets anybody ahead
+of other tenants.
 """
 
 from __future__ import annotations
@@ -60,14 +61,13 @@ class Turns:
     _served: dict[tuple[str, ...], int] = field(default_factory=dict)
     _count: int = 0
 
-    def choose(self, waiting: Sequence[Waiting], loaded: Collection[str], closed: Collection[str]) -> Waiting | None:
-        """The queue whose first job should start next, or None. Models in `closed` take no job at the moment."""
-        open_now = [queue for queue in waiting if queue.model not in closed]
-        ready = [queue for queue in open_now if queue.model in loaded]
-        absent = [queue for queue in open_now if queue.model not in loaded]
-        too_long = [queue for queue in absent if self.clock() - queue.created_at > self.patience_s]
+    def choose(self, waiting: Sequence[Waiting], loaded: Collection[str]) -> Waiting | None:
+        """The queue whose first job should start next, or None."""
+        ready = [queue for queue in waiting if queue.model in loaded]
+        absent = [queue for queue in waiting if queue.model not in loaded]
+        too_long = [queue for queue in absent if self._waited_s(queue) > self.patience_s]
         heads: dict[tuple[str, str], Waiting] = {}
-        for queue in sorted(too_long or ready or absent, key=lambda queue: queue.priority):
+        for queue in sorted(too_long or ready or absent, key=self._urgency):
             heads.setdefault((queue.model, queue.tenant), queue)
         return min(heads.values(), key=self._rank, default=None)
 
@@ -79,6 +79,13 @@ class Turns:
             self._served[who] = self._count
         if len(self._served) > _REMEMBERED:  # in order of their last turn: the first ones are the oldest
             self._served = dict(list(self._served.items())[_REMEMBERED // 2 :])
+
+    def _waited_s(self, queue: Waiting) -> float:
+        return self.clock() - queue.created_at
+
+    def _urgency(self, queue: Waiting) -> tuple[int, float]:
+        grown = int(self._waited_s(queue) / self.patience_s) if self.patience_s else 0
+        return queue.priority - grown, queue.created_at
 
     def _rank(self, queue: Waiting) -> tuple[int, int, str]:
         model_turn = self._served.get((queue.model,), 0)

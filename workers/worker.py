@@ -3,7 +3,8 @@
 Owns the order of things and what each job's fate is; the parts own the rest: `admission` (from the queue to a claim),
 `repertoire` (models), `heartbeat` (leases), `io_pool` (files), `reporting` (progress), `rq_side` (RQ's bookkeeping),
 `recovery` (lost jobs).
-One thread runs it; signals and commands are only noted, and applied between two steps.
+One thread runs it; commands are only noted, and applied between two steps. Signals are heard by another one
+(`farewell`), which waits for no step.
 
 A job's outcome is written in one place, the commit script, after its files are durable. Everything before may be lost
 with the process and is done again by somebody else; everything after is repaired by whoever finds it.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,6 +28,7 @@ import structlog
 from workers.assembly import WorkerParts
 from workers.connection import DOORBELL_BLOCK_S
 from workers.contract import key
+from workers.farewell import Farewell
 from workers.held_jobs import HeldJobs
 from workers.redis_backoff import RedisBackoff
 from workers.reporting import State
@@ -37,7 +40,7 @@ EXIT_USAGE = 64
 EXIT_FATAL = 70
 """A fault that only a fresh process heals (a lost device)."""
 EXIT_FORCED = 143
-"""A second SIGTERM."""
+"""A second SIGTERM, before the hand-over was done."""
 _NAP_S = 0.02
 _PUBLISH_S = 1.0
 _SWEEP_S = 600.0
@@ -59,6 +62,9 @@ class Worker:
         self._parts = parts
         self._jobs = HeldJobs(parts)
         self._backoff = RedisBackoff()
+        self._lock = threading.Lock()
+        """Held by the loop except where it may take long and changes no job: in the engine, and at rest."""
+        self._farewell = Farewell(parts, self._jobs, self._lock)
         self._signals = 0
         self._is_draining = False
         self._state: State = "loading"
@@ -69,10 +75,12 @@ class Worker:
         self._sweep_at = now
 
     def run(self) -> int:
-        """Work until told to end; returns the exit code: 0 when drained, or one of the EXIT_ values."""
+        """Work until told to end; returns the exit code: 0 when drained, or one of the EXIT_ values. On a signal it
+        does not return: the process ends when all is handed over."""
         self._install_signal_handlers()
         code, is_blamed = 0, False
         self._until_redis_answers(lambda: self._parts.rq.bootstrap(None))
+        self._until_redis_answers(self._tell_misgivings)
         try:
             self._publish()
             self._parts.heartbeat.start()
@@ -82,7 +90,6 @@ class Worker:
             self._parts.heartbeat.hurry()
             while not self._is_over:
                 self._tick()
-            code = EXIT_FORCED if self._signals > 1 else 0
         except _NothingToServe as error:
             log.error("the worker ends", detail=str(error))
             # A directory that cannot be loaded stays so; a hub may answer the next time.
@@ -100,7 +107,7 @@ class Worker:
         """Load, warm up and publish every model."""
         parts = self._parts
         for name in parts.repertoire.open():
-            if self._signals:
+            if self._farewell.has_begun:
                 return
             parts.repertoire.load(name)
             self._until_redis_answers(parts.repertoire.publish)
@@ -110,9 +117,13 @@ class Worker:
         if not parts.repertoire.serves_any:
             raise _NothingToServe("None of the configured models can be loaded.")
 
+    def _tell_misgivings(self) -> None:
+        for sentence in self._parts.board.misgivings():
+            log.warning(sentence)
+
     def _until_redis_answers(self, call: Callable[[], object]) -> None:
         """At the start there is nothing to do beside it: ask until it succeeds, or until told to end."""
-        while not self._signals:
+        while not self._farewell.has_begun:
             try:
                 call()
                 self._backoff.found()
@@ -125,6 +136,8 @@ class Worker:
     def _leave(self, is_blamed: bool) -> None:
         """Commit what is done, give back what is not, and say good-bye, as far as Redis still answers."""
         parts = self._parts
+        if self._farewell.has_begun:
+            self._farewell.wait()
         parts.io_pool.close()
         with contextlib.suppress(redis.RedisError):
             self._jobs.take_up()
@@ -140,17 +153,17 @@ class Worker:
     def _install_signal_handlers(self) -> None:
         signal.signal(signal.SIGTERM, self._note_signal)
         signal.signal(signal.SIGINT, self._note_signal)
+        self._farewell.listen()
 
     def _note_signal(self, signum: int, frame: FrameType | None) -> None:
-        """First: take no more jobs, finish these. Second: give them back now. Third: die at once."""
+        """First: everything is handed over, by `farewell`. Second: die at once."""
         self._signals += 1
-        self._parts.wake.set()
-        if self._signals > 2:
+        if self._signals > 1:
             os._exit(EXIT_FORCED)
 
     @property
     def _is_over(self) -> bool:
-        return self._signals > 1 or (self._is_draining and not self._jobs.all)
+        return self._farewell.has_begun or (self._is_draining and not self._jobs.all)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -158,24 +171,28 @@ class Worker:
         """Admit, step, settle."""
         self._parts.heartbeat.ticked()
         self._parts.wake.clear()
-        if self._signals or self._is_draining:
-            self._is_draining, self._state = True, "draining"
-        self._jobs.advance()
-        if self._backoff.is_due:
-            try:
-                self._talk()
-            except redis.RedisError as error:
-                self._backoff.lost(error)
+        with self._lock:
+            if self._farewell.has_begun:
+                return
+            self._jobs.advance()
+            if self._backoff.is_due:
+                try:
+                    self._talk()
+                except redis.RedisError as error:
+                    self._backoff.lost(error)
+            self._parts.snapshots.save_due(self._jobs.all)
         if not self._parts.engine.is_idle:
-            for event in self._parts.engine.step():
-                self._jobs.note(event)
+            events = list(self._parts.engine.step())
+            with self._lock:
+                for event in events:
+                    self._jobs.note(event)
         self._rest()
 
     def _talk(self) -> None:
         """Everything the loop asks of Redis. Raises what Redis raises; all of it may be repeated."""
         self._obey()
         self._jobs.settle()
-        self._jobs.clear_the_way()
+        self._jobs.clear_the_way(self._parts.admission.blocked(self._parts.settings.patience_s))
         self._admit()
         for held in self._parts.reporting.report(self._jobs.all, self._parts.engine):
             self._jobs.drop(held)
@@ -196,7 +213,7 @@ class Worker:
     def _obey_command(self, command: dict[str, Any]) -> None:
         name = command.get("command")
         if name == "shutdown":
-            self._is_draining = True
+            self._is_draining, self._state = True, "draining"
         elif name == "kill-horse":
             for held in self._jobs.all:
                 self._jobs.stop(held)
@@ -212,12 +229,15 @@ class Worker:
 
     def _admit(self) -> None:
         settings, jobs = self._parts.settings, self._jobs
-        room = min(settings.admissions_per_tick - jobs.waiting, settings.max_jobs - len(jobs.all))
+        room = min(settings.admissions_per_tick - jobs.reading, settings.max_jobs - len(jobs.all))
         if self._is_draining or room <= 0 or jobs.is_delicate or jobs.unsaved >= settings.save_backlog:
+            return
+        if not jobs.can_be_saved:
             return
         parts = self._parts
         parts.admission.pause(parts.repertoire.paused | jobs.crowding)
-        for held in parts.admission.take(parts.engine, parts.shelf, self._models_in_use, room):
+        sated = jobs.sated(settings.max_jobs)
+        for held in parts.admission.take(parts.engine, parts.shelf, self._models_in_use, room, sated):
             jobs.receive(held)
 
     @property
@@ -234,9 +254,9 @@ class Worker:
             self._publish()
         if now >= self._recovery_at:
             self._recovery_at = now + settings.maintenance_interval_s
-            self._parts.recovery.run()
+            self._parts.reporting.counters["jobs_recovered"] += self._parts.recovery.run()
         if now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP_S
+            self._sweep_at = now + min(_SWEEP_S, settings.retention_s / 4)
             sweep = self._parts.io_pool.sweep(settings.retention_s, self._parts.board.is_known)
             sweep.add_done_callback(_log_sweep)
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from app.accept import Accepted, accept
+from app.accept import Accepted, Trace, accept
 from app.answers import document_answer, preferred_wait_s, problems
 from app.documents import job_document, job_path
 from app.errors import Problem
@@ -65,7 +65,15 @@ _BODY: dict[str, Any] = {
 }
 _PROBLEMS = problems(
     *("json_invalid", "json_too_deep", "multipart_invalid", "body_incomplete", "idempotency_key_invalid"),
-    *("key_required", "key_unknown", "origin_refused", "body_timeout", "body_too_large", "content_type_unsupported"),
+    *(
+        "key_required",
+        "key_unknown",
+        "origin_refused",
+        "priority_refused",
+        "body_timeout",
+        "body_too_large",
+        "content_type_unsupported",
+    ),
     *("host_refused", "field_invalid", "field_unknown", "prompt_empty", "prompt_too_long", "size_invalid"),
     *("steps_out_of_range", "num_images_out_of_range", "model_unknown", "task_unavailable", "sampler_unknown"),
     *("noise_schedule_unknown", "image_not_base64", "image_format_unsupported", "image_broken", "image_too_large"),
@@ -74,7 +82,7 @@ _PROBLEMS = problems(
     "lora_unknown",
     "control_unknown",
     "upscaler_unknown",
-    *("redis_unavailable", "no_worker", "store_unavailable", "internal"),
+    *("redis_unavailable", "no_worker", "store_unavailable", "store_full", "durability_unconfirmed", "internal"),
 )
 
 
@@ -101,10 +109,24 @@ async def generate(
 ) -> Response:
     """Queues one job for one or more pictures and answers with its document; `Location` is where it is found."""
     payload, idempotency = await _understand(services, request.headers, await _read_body(request), idempotency_key)
-    trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
-    accepted = await accept(services, tenant, payload, idempotency, trace)
+    parent = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
+    accepted = await accept(services, tenant, payload, idempotency, Trace(request.state.request_id, parent))
     note_job(request, accepted.view.record.id)
+    _tell(services, accepted)
     return await _answer(services, accepted, preferred_wait_s(prefer or [], services.settings.max_wait_s))
+
+
+def _tell(services: Services, accepted: Accepted) -> None:
+    """The line that has the job and its request beside each other; the answer may come much later."""
+    record = accepted.view.record
+    services.log.info(
+        "accepted" if accepted.is_new else "accepted before",
+        job=record.id,
+        tenant=record.submission.tenant,
+        model=record.submission.request.model,
+        task=record.submission.request.task,
+        priority=record.submission.priority,
+    )
 
 
 async def _read_body(request: Request) -> bytes:

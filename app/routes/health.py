@@ -8,8 +8,9 @@ from starlette.responses import Response
 
 from app.answers import document_answer, problems
 from app.errors import Problem
-from app.metrics import CONTENT_TYPE, BoardFigures, render
-from app.schemas import HealthDocument
+from app.figures import BoardFigures
+from app.metrics import CONTENT_TYPE, render
+from app.schemas import HealthDocument, ReadyDocument
 from app.services import Services, ServicesHere, TenantHere
 
 router = APIRouter(tags=["health"])
@@ -23,12 +24,15 @@ async def healthz() -> Response:
 
 @router.get(
     "/readyz",
-    response_model=HealthDocument,
+    response_model=ReadyDocument,
     responses=problems("redis_unavailable", "no_worker", "not_ready"),
     summary="Can it draw?",
 )
 async def readyz(services: ServicesHere) -> Response:
-    """200 when Redis answers, a worker's heart beats, and it has a model loaded and warmed up. Open to all."""
+    """200 when Redis answers, a worker's heart beats, and it has a model loaded and warmed up. Open to all.
+
+    `warnings` tells what about Redis could lose accepted jobs.
+    """
     beats = await services.on_board(services.board.beats)
     if not beats:
         raise Problem("no_worker", "No worker's heart beats.")
@@ -37,7 +41,8 @@ async def readyz(services: ServicesHere) -> Response:
         raise Problem("not_ready", f"The workers are {', '.join(sorted({beat.state for beat in beats}))}.")
     if not any(load.loaded and load.warmed for beat in working for load in beat.models.values()):
         raise Problem("not_ready", "No model is loaded and warmed up yet.")
-    return document_answer(HealthDocument(status="ready"))
+    warnings = await services.on_board(services.board.misgivings)
+    return document_answer(ReadyDocument(status="ready", warnings=warnings))
 
 
 @router.get("/metrics", response_class=Response, summary="Figures for Prometheus")
@@ -47,13 +52,12 @@ async def metrics(services: ServicesHere, _tenant: TenantHere) -> Response:
 
 
 async def _figures(services: Services) -> BoardFigures:
+    board = services.board
     try:
-        depths = await services.on_board(services.board.queue_depths)
-        beats = await services.on_board(services.board.beats)
+        return BoardFigures(
+            queues=await services.on_board(board.queue_depths),
+            ended=await services.on_board(board.ended_counts),
+            beats=await services.on_board(board.beats),
+        )
     except RedisError:
         return BoardFigures(is_redis_up=False)
-    return BoardFigures(
-        queued={(model, priority): depth.queued for (model, priority), depth in depths.items()},
-        oldest_wait_s={(model, priority): depth.oldest_wait_s for (model, priority), depth in depths.items()},
-        beats=beats,
-    )

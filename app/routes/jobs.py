@@ -74,6 +74,7 @@ async def delete_job(request: Request, services: ServicesHere, tenant: TenantHer
         return document_answer(job_document(canceled))
     await services.on_store(services.store.erase, job_id)
     await services.on_board(services.board.erase, job_id)
+    await services.on_board(services.room.give_back, job_id)
     return Response(status_code=204)
 
 

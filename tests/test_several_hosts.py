@@ -24,6 +24,7 @@ from workers.contract import key
 
 SLOW = {"FAKE_STEP_S": "0.02"}
 BUCKET = "pictures"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Host:
     @property
     def environment(self) -> dict[str, str]:
         return {
+            **CREDENTIALS,  # workers are forked from a process that may be older than this test's environment
             "PWD": str(self.folder),
             "DENOISED_DATA_DIR": str(self.folder),
             "REDIS_URL": f"redis://127.0.0.1:{self.to_redis.port}/0",
@@ -86,12 +88,7 @@ def s3() -> Iterator[tuple[str, int]]:
 def installation(
     redis_url: str, redis_client: redis.Redis, tmp_path: Path, s3: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Installation]:
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": "http://{}:{}".format(*s3),
-    }
+    environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": "http://{}:{}".format(*s3)}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket=BUCKET)

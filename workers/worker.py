@@ -25,6 +25,7 @@ import structlog
 
 from workers.assembly import WorkerParts
 from workers.contract import key
+from workers.heap import Heap
 from workers.held_jobs import HeldJobs
 from workers.redis_backoff import RedisBackoff
 from workers.reporting import State
@@ -60,6 +61,7 @@ class Worker:
         self._parts = parts
         self._jobs = HeldJobs(parts)
         self._backoff = RedisBackoff()
+        self._heap = Heap()
         self._signals = 0
         self._is_draining = False
         self._state: State = "loading"
@@ -255,12 +257,14 @@ class Worker:
     def _rest(self) -> None:
         """Wait only when there is nothing to do: for the pool, for Redis, or for the doorbells."""
         if not self._parts.engine.is_idle or self._is_over:
+            self._heap.busy()
             return
         if self._jobs.all or not self._backoff.is_up or self._parts.admission.has_more:
             self._parts.wake.wait(_NAP_S)
         elif self._parts.admission.is_suspended or self._is_draining:
             self._parts.wake.wait(_IDLE_BLOCK_S)
         else:
+            self._heap.idle(time.monotonic())
             self._wait_for_doorbell()
 
     def _wait_for_doorbell(self) -> None:

@@ -29,6 +29,7 @@ from workers.assembly import WorkerParts
 from workers.connection import DOORBELL_BLOCK_S
 from workers.contract import key
 from workers.farewell import Farewell
+from workers.heap import Heap
 from workers.held_jobs import HeldJobs
 from workers.redis_backoff import RedisBackoff
 from workers.reporting import State
@@ -65,6 +66,7 @@ class Worker:
         self._lock = threading.Lock()
         """Held by the loop except where it may take long and changes no job: in the engine, and at rest."""
         self._farewell = Farewell(parts, self._jobs, self._lock)
+        self._heap = Heap()
         self._signals = 0
         self._is_draining = False
         self._state: State = "loading"
@@ -268,12 +270,14 @@ class Worker:
     def _rest(self) -> None:
         """Wait only when there is nothing to do: for the pool, for Redis, or for the doorbells."""
         if not self._parts.engine.is_idle or self._is_over:
+            self._heap.busy()
             return
         if self._jobs.all or not self._backoff.is_up or self._parts.admission.has_more:
             self._parts.wake.wait(_NAP_S)
         elif self._parts.admission.is_suspended or self._is_draining:
             self._parts.wake.wait(DOORBELL_BLOCK_S)
         else:
+            self._heap.idle(time.monotonic())
             self._wait_for_doorbell()
 
     def _wait_for_doorbell(self) -> None:

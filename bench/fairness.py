@@ -92,8 +92,7 @@ async def measure_retries(client: httpx2.AsyncClient, chance: random.Random, rou
         if answer.status_code == 202:
             continue
         said, started = float(answer.headers["Retry-After"]), time.perf_counter()
-        while (await client.post("/generate", json=body)).status_code != 202:
-            await asyncio.sleep(0.1)
+        await _let_in(client, body)
         waited = time.perf_counter() - started
         errors.append(_error(said, max(1.0, waited)))  # less than a second cannot be said
     return errors
@@ -127,6 +126,14 @@ async def beside_a_flood(url: str, options: argparse.Namespace) -> dict[str, Any
         "eta_queued_error": round(statistics.median(queued), 3),
         "eta_running_error": round(statistics.median(running), 3),
     }
+
+
+async def _let_in(client: httpx2.AsyncClient, body: dict[str, Any]) -> None:
+    for _ in range(6000):
+        if (await client.post("/generate", json=body)).status_code == 202:
+            return
+        await asyncio.sleep(0.1)
+    raise TimeoutError("ten minutes, and no room")
 
 
 def _unix(moment: str) -> float:

@@ -52,6 +52,10 @@ class Capacity:
         """Take the limit measured for `network` at latents of `area` = h * w positions."""
         self._measured[network] = (area, min(rows, self._max_rows))
 
+    def full_rows(self, network: str) -> int:
+        """The ceiling measured for `network`, at its own size."""
+        return self._measured.get(network, (0, self._max_rows))[1]
+
     def rows(self, key: GroupKey) -> int:
         """Rows that the next call of this group may have."""
         ceiling = self._ceilings.get(self._kind(key))

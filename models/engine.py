@@ -226,6 +226,15 @@ class Engine:
         live = [slot for group in self._groups.values() for slot in group]
         return self._meter.loads({name: [s for s in live if s.key.network == name] for name in self._meter.models()})
 
+    def full_rows(self, model: str) -> int:
+        """Rows of a full call of a model at its own size."""
+        return self._capacity.full_rows(model)
+
+    def next_end_s(self, model: str) -> float | None:
+        """Seconds until the first of a model's jobs ends; None while nothing is known."""
+        jobs = [job for job in self._jobs.values() if job.slots and job.checkpoint.name == model]
+        return min((eta_s for job in jobs if (eta_s := self._progress_of(job)[2]) is not None), default=None)
+
     def learnt(self) -> tuple[Ceiling, ...]:
         """What memory did not suffice for, here or where it was taken over from."""
         return self._capacity.learnt()
@@ -292,7 +301,7 @@ class Engine:
 
         def timed(checkpoint: Checkpoint, rows: int) -> float:
             seconds = time_call(checkpoint, rows)
-            self._meter.called(checkpoint.name, rows, seconds)
+            self._meter.called(checkpoint.name, rows, seconds, is_lasting=True)
             return seconds
 
         rows = measure_rows(checkpoint, self._settings.max_rows, max_step_s, timed)

@@ -85,6 +85,9 @@ class Load:
     cost_per_s: float | None
     cost_in_flight: float
     slots: int
+    rows_in_flight: float
+    call_base_s: float | None
+    call_row_s: float | None
     rows_per_step: float | None
     step_s: float | None
 
@@ -155,7 +158,18 @@ class FakeEngine:
 
     def loads(self) -> dict[str, Load]:
         left = sum(job.request.num_inference_steps - job.step for job in self._jobs.values())
-        return {"fake": Load(1 / self._step_s, float(left), len(self._jobs), 1.0, self._step_s)}
+        return {
+            "fake": Load(
+                1 / self._step_s, float(left), len(self._jobs), len(self._jobs), self._step_s, 0.0, 1.0, self._step_s
+            )
+        }
+
+    def full_rows(self, model: str) -> int:
+        return self._room
+
+    def next_end_s(self, model: str) -> float | None:
+        left = [job.request.num_inference_steps - job.step for job in self._jobs.values()]
+        return self._step_s * min(left) if left else None
 
     def learnt(self) -> tuple[Ceiling, ...]:
         return ()

@@ -367,6 +367,15 @@ class ModelLoad(Value):
     cost_in_flight: float = 0.0
     """Row-steps still to do for the jobs in the batch."""
     slots: int = 0
+    rows_in_flight: float = 0.0
+    """Rows of a call for all that is in the batch, at the model's own size."""
+    max_rows: int = 0
+    """Rows of a full call."""
+    call_base_s: float | None = None
+    call_row_s: float | None = None
+    """A call of x rows takes call_base_s + call_row_s x seconds, with what comes between calls."""
+    next_end_s: float | None = None
+    """Seconds until the first job in the batch ends."""
     rows_per_step: float | None = None
     step_s: float | None = None
 

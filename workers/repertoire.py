@@ -103,6 +103,11 @@ class Repertoire:
                 cost_per_s=load.cost_per_s if load else None,
                 cost_in_flight=load.cost_in_flight if load else 0.0,
                 slots=load.slots if load else 0,
+                rows_in_flight=load.rows_in_flight if load else 0.0,
+                max_rows=self._engine.full_rows(name),
+                call_base_s=load.call_base_s if load else None,
+                call_row_s=load.call_row_s if load else None,
+                next_end_s=self._engine.next_end_s(name),
                 rows_per_step=load.rows_per_step if load else None,
                 step_s=load.step_s if load else None,
             )

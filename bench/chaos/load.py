@@ -25,6 +25,7 @@ from bench.chaos.ledger import Ledger
 from bench.chaos.stage import MODEL, TENANTS, UPSCALER, Stage, key_of
 from workers.contract import key
 
+_ERASED = {"status": "canceled", "error": None, "images": [], "resumed_from_step": None, "reproducibility": None}
 _ENDED = ("succeeded", "failed", "canceled")
 _STRICT_SHARE = 0.4
 _CANCEL_SHARE = 0.05
@@ -101,7 +102,11 @@ class Load:
         if job.is_canceled:
             await asyncio.sleep(self._dice.uniform(0, 3))
             self._ledger.canceled.add(document["id"])
-            document = await self._ask(http, "DELETE", path, job)
+            answer = await self._request(http, "DELETE", path, job)
+            if answer.status_code == 204:  # it had ended, and is erased now
+                document = _ERASED | {"id": document["id"]}
+            else:
+                document = answer.json()
         while document["status"] not in _ENDED:
             await asyncio.sleep(self._dice.uniform(0.2, 0.8))
             document = await self._ask(http, "GET", path, job)

@@ -85,6 +85,8 @@ async def _accept(
             return Accepted(earlier, False)
     require_no_files_but(payload, _UPLOAD_FIELDS)
     body = parse_body(_with_upload_marks(payload))
+    if body.priority == "high" and not services.may_be_high(tenant):
+        raise Problem("priority_refused")
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
     await _check_queue(services, tenant, entry)
@@ -95,6 +97,7 @@ async def _accept(
         request=resolve(body, entry, uploads),
         delivery=Delivery(output_format=body.output_format, previews=body.previews),
         priority=body.priority,
+        deadline_s=body.deadline_s,
         traceparent=trace.traceparent,
         request_id=trace.request_id,
     )

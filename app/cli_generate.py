@@ -47,6 +47,7 @@ _FIELDS = {
     "crop": "padding_mask_crop",
     "model": "model",
     "priority": "priority",
+    "deadline": "deadline_s",
 }
 
 

@@ -199,6 +199,7 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add("--priority", choices=("high", "normal", "low"), help="which of your own waiting jobs goes first (default"
         " normal): low for bulk work, high for what you wait for")  # fmt: skip
+    add("--deadline", type=float, metavar="SECONDS", help="the pictures are of no use later; the job fails then")
     _add_server_options(generate)
 
 

@@ -42,7 +42,7 @@ def job_document(view: JobView) -> JobDocument:
         queue_position=view.queue_position,
         progress=ProgressDocument(step=progress.step, steps=progress.steps) if progress else None,
         eta_s=round(view.eta_s, 3) if view.eta_s is not None and view.status not in ENDED else None,
-        warnings=record.warnings,
+        warnings=(*record.warnings, *((_NEEDS_NEWER,) if view.needs_newer_worker else ())),
         images=tuple(
             ImageDocument(
                 url=f"{path}/images/{index}",
@@ -72,6 +72,7 @@ def understood(submission: Submission) -> AnyUnderstood:
             **submission.request.model_dump(),
             **submission.delivery.model_dump(),
             "priority": submission.priority,
+            "deadline_s": submission.deadline_s,
         }
     )
 
@@ -133,6 +134,12 @@ def model_fault_documents(beats: Sequence[WorkerBeat]) -> tuple[ModelFaultDocume
         for beat in beats
         for name, fault in sorted(beat.faults.items())
     )
+
+
+_NEEDS_NEWER = (
+    "The job waits: it asks for something that only a newer version of the workers that run now can draw. "
+    "Wait until they are upgraded, or cancel it and send it without what is new."
+)
 
 
 def moment(unix_s: float) -> datetime:

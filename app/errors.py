@@ -6,7 +6,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     400  the bytes are no request      json_invalid  json_too_deep  multipart_invalid  body_incomplete
     │                                  idempotency_key_invalid  cursor_invalid
     401  who are you                   key_required  key_unknown
-    403  not from that page, not you   origin_refused  operator_required
+    403  not from that page, not you   origin_refused  operator_required  priority_refused
     404  nothing there                 route_unknown  job_unknown  image_unknown  image_not_ready  model_absent
     405  not with that method          method_not_allowed
     408  too slow                      body_timeout
@@ -86,6 +86,11 @@ def _table() -> dict[str, ErrorKind]:
         ),
         "operator_required": kind(
             403, "Only operators may do this", "Ask an operator, or name the tenant in DENOISED_OPERATORS."
+        ),
+        "priority_refused": kind(
+            403,
+            "This key may not ask for the priority high",
+            "Send `normal` or `low`, or have the tenant named in DENOISED_HIGH_PRIORITY.",
         ),
         "route_unknown": kind(404, "There is no such route", "See /docs for the routes."),
         "job_unknown": kind(404, "There is no such job", "Send the id of one of your own jobs; GET /jobs lists them."),

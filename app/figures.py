@@ -69,6 +69,7 @@ class BoardCollector(Collector):
         yield from self._counts()
         yield from self._histograms()
         yield from self._models()
+        yield from self._ceilings()
 
     def _queues(self) -> Iterator[Metric]:
         labels = ("model", "priority")
@@ -145,6 +146,19 @@ class BoardCollector(Collector):
             for model, fault in beat.faults.items():
                 faults.add_metric((beat.name, model, fault.code), 1)
         yield faults
+
+    def _ceilings(self) -> Iterator[Metric]:
+        """Below its limit a ceiling was lowered by out-of-memory and is on its way back."""
+        labels = ("worker", "model", "shape", "tokens", "strict")
+        rows = GaugeMetricFamily("denoised_row_ceiling", "Rows that a network call may have now.", labels=labels)
+        limits = GaugeMetricFamily("denoised_row_ceiling_limit", "What the ceiling may grow back to.", labels=labels)
+        for beat in self._figures.beats:
+            for ceiling in beat.ceilings:
+                shape = "x".join(map(str, ceiling.shape))
+                names = (beat.name, ceiling.model, shape, str(ceiling.context_length), str(int(ceiling.is_strict)))
+                rows.add_metric(names, ceiling.rows)
+                limits.add_metric(names, ceiling.limit)
+        yield from (rows, limits)
 
 
 def _add(family: HistogramMetricFamily, beat: WorkerBeat, count: str, *labels: str) -> None:

@@ -38,7 +38,7 @@ from app.security import KeyRing, load_keys
 from app.services import Services
 from app.settings import ApiSettings
 from workers.board import JobBoard
-from workers.connection import connect, connect_async
+from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.overview import Overview
 from workers.reservations import Reservations
 from workers.store import open_store
@@ -109,7 +109,7 @@ async def _services(
     client = connect(settings.redis_url)
     store = await anyio.to_thread.run_sync(open_store, settings.store)
     room = Room(settings, store, Reservations(client))
-    events = connect_async(settings.redis_url, blocking=True)
+    events = connect_async(settings.redis_url, blocks_s=LONGEST_BLOCK_S)
     hub = EventHub(events, log)
     tasks = [asyncio.create_task(hub.run()), asyncio.create_task(room.keep_up(log))]
     try:

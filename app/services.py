@@ -75,8 +75,13 @@ class Services:
         """Whether this tenant may look after the server. Without keys everybody who reaches it may."""
         return self.keys.is_empty or tenant in self.settings.operators
 
+    def may_be_high(self, tenant: str) -> bool:
+        """Whether this tenant's jobs may have the priority `high`, which takes time from those of others."""
+        return self.is_operator(tenant) or tenant in self.settings.high_priority
+
     async def owned_job(self, job_id: str, tenant: str) -> JobView:
-        """A job of this tenant. Raises Problem: `job_gone` when it was there, `job_unknown` otherwise."""
+        """A job of this tenant. Raises Problem: `job_gone` when it was there, `not_ready` when another API process of a
+        rolling upgrade must be asked, `job_unknown` otherwise."""
         created_at = created_at_of(job_id) if job_id.isalnum() else None
         if created_at is None:
             raise Problem("job_unknown")
@@ -85,6 +90,8 @@ class Services:
             if view.record.submission.tenant != tenant:
                 raise Problem("job_unknown")
             return view
+        if await self.on_board(self.board.is_beyond_us, job_id, tenant):
+            raise Problem("not_ready", "The job was queued by a newer version of this server, which can read it.")
         owner = await self.on_board(self.board.gone_tenant, job_id)
         if owner == tenant or (owner is None and _age_s(created_at) > self.settings.retention_s):
             raise Problem("job_gone")

@@ -76,6 +76,11 @@ class ApiSettings(BaseSettings):
         description="Tenants, comma-separated, who may load and unload models, see why one cannot be loaded, and look"
         " at all queues and workers. Without keys whoever reaches the server may.",
     )
+    high_priority: Names = Field(
+        (),
+        description="Tenants, comma-separated, whose jobs may have the priority `high`, besides operators: beside those"
+        " of others they have twice the time. Without keys everybody's may.",
+    )
     allowed_hosts: Names = Field(
         (),
         description="Host names the server answers to, comma-separated, besides loopback. Empty: any with keys, only"
@@ -156,7 +161,7 @@ class ApiSettings(BaseSettings):
         parse_url(value)
         return value
 
-    @field_validator("operators", mode="before")
+    @field_validator("operators", "high_priority", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         if isinstance(value, str):

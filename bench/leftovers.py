@@ -21,6 +21,8 @@ _STAYS = (
     key("events"),  # a stream of bounded length
     "rq:workers",  # an entry for each living worker
 )
+_COUNTS = re.compile(re.escape(key("ended")) + ":.+")
+"""An entry for each model that was ever served."""
 _EXPIRES = (
     re.compile(re.escape(key("")) + r"(recovery|doorbell):.+|" + re.escape(key("")) + r"(counting|stored|wishes)"),
     re.compile(r"rq:worker:.+|rq:clean_registries:.+"),
@@ -47,7 +49,7 @@ def find_leftovers(client: redis.Redis, folder: Path | None = None) -> list[str]
 
 
 def _fault(client: redis.Redis, name: str) -> str | None:
-    if name in _STAYS:
+    if name in _STAYS or _COUNTS.fullmatch(name):
         return None
     ttl_s = client.ttl(name)
     if ttl_s == -2:  # it went meanwhile

@@ -5,6 +5,8 @@ Knows nothing of networks or requests.
 
 from __future__ import annotations
 
+import functools
+import os
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +49,17 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return Placement(where, torch.bfloat16 if native else torch.float16)
     return Placement(where, torch.float32)
+
+
+@functools.cache
+def kind_of(device: torch.device) -> str:
+    """Name and memory of a device: two of one kind hold calls of the same size."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if device.type == "cpu":
+        return f"cpu, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    return device.type
 
 
 def is_out_of_memory(error: BaseException) -> bool:

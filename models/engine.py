@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 
 from models.batch import step_together
 from models.capacity import Capacity, measure_rows, time_call
+from models.ceiling import PROBE_AFTER_S, Ceiling, RowLimit
 from models.checkpoint import Checkpoint
 from models.conditioning import PromptOptions
 from models.decode_queue import DecodeQueue
@@ -63,7 +64,7 @@ class EngineSettings:
     max_rows: int = 64
     decode_at_once: int = 8
     prepare_at_once: int = 4
-    probe_after_s: float = 120.0
+    probe_after_s: float = PROBE_AFTER_S
     strict_rows: int = 4
 
 
@@ -129,7 +130,8 @@ class _Job:
 class Engine:
     """The running batch of one process. See the module's docstring for the order of things."""
 
-    def __init__(self, settings: EngineSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: EngineSettings | None = None, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: unix seconds, for ceilings that are shared."""
         self._settings = settings or EngineSettings()
         self._capacity = Capacity(self._settings.max_rows, self._settings.probe_after_s, clock)
         self._meter = Meter()
@@ -224,6 +226,23 @@ class Engine:
         live = [slot for group in self._groups.values() for slot in group]
         return self._meter.loads({name: [s for s in live if s.key.network == name] for name in self._meter.models()})
 
+    def full_rows(self, model: str) -> int:
+        """Rows of a full call of a model at its own size."""
+        return self._capacity.full_rows(model)
+
+    def next_end_s(self, model: str) -> float | None:
+        """Seconds until the first of a model's jobs ends; None while nothing is known."""
+        jobs = [job for job in self._jobs.values() if job.slots and job.checkpoint.name == model]
+        return min((eta_s for job in jobs if (eta_s := self._progress_of(job)[2]) is not None), default=None)
+
+    def learnt(self) -> tuple[Ceiling, ...]:
+        """What memory did not suffice for, here or where it was taken over from."""
+        return self._capacity.learnt()
+
+    def row_limits(self) -> tuple[RowLimit, ...]:
+        """Rows that calls may have, of the groups in the batch and of those that memory was too small for."""
+        return self._capacity.limits(tuple(self._groups))
+
     # --- what the worker does -------------------------------------------------------------------------------------
 
     def admit(
@@ -273,18 +292,23 @@ class Engine:
         self._busy_since = None if self.is_idle else ended
         return events
 
+    def learn(self, ceilings: Iterable[Ceiling]) -> None:
+        """Take over what others learnt about memory, from the next call on."""
+        self._capacity.learn(ceilings)
+
     def warm_up(self, checkpoint: Checkpoint, max_step_s: float = 1.0) -> int:
         """Run every network once and measure the rows beyond which no call is worth growing; returns that ceiling."""
 
         def timed(checkpoint: Checkpoint, rows: int) -> float:
             seconds = time_call(checkpoint, rows)
-            self._meter.called(checkpoint.name, rows, seconds)
+            self._meter.called(checkpoint.name, rows, seconds, is_lasting=True)
             return seconds
 
         rows = measure_rows(checkpoint, self._settings.max_rows, max_step_s, timed)
         side = checkpoint.denoiser.sample_size
         shape = (1, checkpoint.denoiser.latent_channels, side, side)
         checkpoint.autoencoder.decode(torch.zeros(shape, device=checkpoint.denoiser.device))
+        self._capacity.know(checkpoint)
         self._capacity.set_measured(checkpoint.name, side * side, rows)
         return rows
 
@@ -329,6 +353,7 @@ class Engine:
         for key in {slot.key for slot in slots}:
             self._settle_done(key)
         self._meter.know(job.checkpoint)
+        self._capacity.know(job.checkpoint)
         return Prepared(job.id, len(table), job.warnings, min(slot.step for slot in slots))
 
     def _resume(self, job: _Job, prepared: Preparation) -> tuple[Slot, ...]:
@@ -394,10 +419,11 @@ class Engine:
 
     def _rows_exactly(self, key: GroupKey, checkpoint: Checkpoint) -> int | None:
         """Rows of a strict call; None for other calls, and while memory does not suffice for it."""
-        if not key.is_strict or self._capacity.is_lowered(key):
+        if not key.is_strict:
             return None
         is_large = key.shape[1] * key.shape[2] > checkpoint.denoiser.sample_size**2
-        return 2 if is_large or not checkpoint.guides_by_rows else self._settings.strict_rows
+        rows = 2 if is_large or not checkpoint.guides_by_rows else self._settings.strict_rows
+        return rows if self._capacity.has_memory_for(key, rows) else None
 
     def _take_turn(self, key: GroupKey) -> list[Slot]:
         """One slot of each tenant, and again, while each has one and the ceiling allows it; at least one in all. Then
@@ -425,7 +451,8 @@ class Engine:
 
     def _step_failed(self, key: GroupKey, slots: Sequence[Slot], error: Exception) -> list[Event]:
         """Nothing was committed. Memory: the next turn tries half, down to row by row. Anything else: whose fault?"""
-        rows = sum(slot.rows for slot in slots)
+        exactly = self._rows_exactly(key, self._jobs[slots[0].job_id].checkpoint)
+        rows = exactly or sum(slot.rows for slot in slots)
         if is_out_of_memory(error):
             release_cached_memory(slots[0].latents.device)
             self._meter.counters["oom_splits"] += 1

@@ -16,6 +16,7 @@ the job document, the API only repeats them.
     ├── NotFinite             `not_finite`
     ├── OutOfMemory           `out_of_memory`
     ├── TimedOut              `timeout`
+    ├── DeadlineExceeded      `deadline_exceeded`
     ├── Abandoned             `abandoned`
     └── InternalError         `internal`
 """
@@ -107,6 +108,12 @@ class TimedOut(GenerationError):
     code = "timeout"
 
 
+class DeadlineExceeded(GenerationError):
+    """The pictures would come too late to be of use."""
+
+    code = "deadline_exceeded"
+
+
 class Abandoned(GenerationError):
     """Worker after worker died on this job without getting any further."""
 
@@ -134,6 +141,7 @@ JOB_ERROR_CODES: tuple[str, ...] = tuple(
             NotFinite,
             OutOfMemory,
             TimedOut,
+            DeadlineExceeded,
             Abandoned,
             InternalError,
         )

@@ -28,6 +28,10 @@ class LoadFigures:
     cost_per_s: float | None
     cost_in_flight: float
     slots: int
+    rows_in_flight: float
+    call_base_s: float | None
+    call_row_s: float | None
+    """A call of x rows takes call_base_s + call_row_s x seconds, with what comes between calls."""
     rows_per_step: float | None
     step_s: float | None
 
@@ -45,6 +49,8 @@ class Meter:
         self._tick_cost: dict[str, float] = {}
         """Row-steps of the tick that is running, per model."""
         self._cost: dict[str, float] = {}
+        self._tick_s = self._call_s = self._called_s = 0.0
+        """Running averages of ticks with a call, and of these calls; seconds of the call in this tick."""
         self._seconds: dict[str, float] = {}
         """Running averages per tick; their ratio is a model's speed beside whatever else the device does."""
 
@@ -54,9 +60,9 @@ class Meter:
     def models(self) -> Collection[str]:
         return self._areas
 
-    def called(self, network: str, rows: float, seconds: float) -> None:
+    def called(self, network: str, rows: float, seconds: float, *, is_lasting: bool = False) -> None:
         """Learn what calls cost. rows: in calls at the model's own size."""
-        self._calls.setdefault(network, CallCost()).observe(rows, seconds)
+        self._calls.setdefault(network, CallCost()).observe(rows, seconds, is_lasting=is_lasting)
 
     def spare_rows(self, key: GroupKey) -> int:
         """Rows of this shape that hardly make a call longer."""
@@ -67,6 +73,7 @@ class Meter:
         """Count one UNet call. A picture whose rows exceed what is allowed is drawn all the same, row by row."""
         rows = sum(slot.rows for slot in slots)
         self.called(key.network, rows * self._relative_area(key), seconds)
+        self._called_s = seconds
         self.counters[of_model("steps", key.network)] += 1
         self.counters[of_model("rows", key.network)] += rows
         self.counters[of_model("rows_allowed", key.network)] += max(rows, rows_allowed)
@@ -82,6 +89,12 @@ class Meter:
             _average(self._cost, network, self._tick_cost.get(network, 0.0), _SLOW_WEIGHT)
             _average(self._seconds, network, seconds, _SLOW_WEIGHT)
         self._tick_cost.clear()
+        if self._called_s:
+            first = not self._call_s
+            weight = 1.0 if first else _SLOW_WEIGHT
+            self._tick_s += weight * (seconds - self._tick_s)
+            self._call_s += weight * (self._called_s - self._call_s)
+            self._called_s = 0.0
 
     def decoded(self, key: GroupKey, pictures: int, seconds: float) -> None:
         self.counters[of_model("decode_seconds", key.network)] += seconds
@@ -112,14 +125,24 @@ class Meter:
         return {name: self._load(name, slots) for name, slots in live.items()}
 
     def _load(self, name: str, slots: Sequence[Slot]) -> LoadFigures:
+        line = self._calls[name].line if name in self._calls else None
+        base_s, row_s = (self._overhead * part for part in line) if line else (None, None)
         steps = [seconds for key, seconds in self._step_s.items() if key.network == name]
         return LoadFigures(
             cost_per_s=self._speed(name),
             cost_in_flight=sum(slot.rows * slot.steps_left * self._relative_area(slot.key) for slot in slots),
             slots=len(slots),
+            rows_in_flight=sum(slot.rows * self._relative_area(slot.key) for slot in slots),
+            call_base_s=base_s,
+            call_row_s=row_s,
             rows_per_step=self._rows.get(name),
             step_s=sum(steps) / len(steps) if steps else None,
         )
+
+    @property
+    def _overhead(self) -> float:
+        """Seconds of a tick over those of the call in it; other ticks have no call."""
+        return max(1.0, self._tick_s / self._call_s) if self._call_s else 1.0
 
     def _speed(self, name: str) -> float | None:
         seconds = self._seconds.get(name)

@@ -42,6 +42,7 @@ def make_submission(
     priority: Priority = "normal",
     model: str = "fake",
     previews: bool = False,
+    deadline_s: float | None = None,
 ) -> Submission:
     request = TextToImageRequest(
         model=model,
@@ -55,4 +56,10 @@ def make_submission(
         seed=seed,
         num_images=num_images,
     )
-    return Submission(tenant=tenant, request=request, priority=priority, delivery=Delivery(previews=previews))
+    return Submission(
+        tenant=tenant,
+        request=request,
+        priority=priority,
+        deadline_s=deadline_s,
+        delivery=Delivery(previews=previews),
+    )

@@ -11,12 +11,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from models.ceiling import Ceiling, RowLimit
 from models.errors import CheckpointMissing, GenerationError, NotFinite
 from models.request import PictureRequest
 from models.shares import NOBODY, Standing
@@ -84,6 +85,9 @@ class Load:
     cost_per_s: float | None
     cost_in_flight: float
     slots: int
+    rows_in_flight: float
+    call_base_s: float | None
+    call_row_s: float | None
     rows_per_step: float | None
     step_s: float | None
 
@@ -154,7 +158,27 @@ class FakeEngine:
 
     def loads(self) -> dict[str, Load]:
         left = sum(job.request.num_inference_steps - job.step for job in self._jobs.values())
-        return {"fake": Load(1 / self._step_s, float(left), len(self._jobs), 1.0, self._step_s)}
+        return {
+            "fake": Load(
+                1 / self._step_s, float(left), len(self._jobs), len(self._jobs), self._step_s, 0.0, 1.0, self._step_s
+            )
+        }
+
+    def full_rows(self, model: str) -> int:
+        return self._room
+
+    def next_end_s(self, model: str) -> float | None:
+        left = [job.request.num_inference_steps - job.step for job in self._jobs.values()]
+        return self._step_s * min(left) if left else None
+
+    def learnt(self) -> tuple[Ceiling, ...]:
+        return ()
+
+    def learn(self, ceilings: Iterable[Ceiling]) -> None:
+        """Its memory is never short."""
+
+    def row_limits(self) -> tuple[RowLimit, ...]:
+        return ()
 
     def warm_up(self, checkpoint: FakeCheckpoint) -> int:
         if checkpoint.name == "huge":

@@ -26,7 +26,7 @@ from tests.fakes import draw_fake
 from workers.board import JobBoard
 from workers.contract import ENDED, JobView, Submission, WorkerBeat, key
 from workers.pictures import encode_picture, recipe_of
-from workers.store import LocalStore
+from workers.store import open_store
 
 LEASE_S = 1.5
 """Short, so that a dead worker's jobs move on within the test."""
@@ -71,6 +71,7 @@ class WorkerProcess:
 def run_fake_worker(environment: dict[str, str], log: str) -> None:
     """What a forked process does."""
     os.environ.update(environment)
+    os.chdir(environment.get("PWD", _ROOT))
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
@@ -83,11 +84,12 @@ AnyWorker = WorkerProcess | subprocess.Popen[bytes]
 class Fleet:
     """Workers on one Redis and one store. Leaving the context kills what is left of them."""
 
-    def __init__(self, url: str, client: redis.Redis, folder: Path) -> None:
-        """`client`: of the same Redis, with an empty database."""
+    def __init__(self, url: str, client: redis.Redis, folder: Path, store_url: str | None = None) -> None:
+        """`client`: of the same Redis, with an empty database. `store_url`: unless it is a folder in `folder`."""
         self.client = client
         self.board = JobBoard(client, retention_s=1000)
-        self.store = LocalStore(folder / "store")
+        self._store_url = store_url or str(folder / "store")
+        self.store = open_store(self._store_url)
         self.entry = make_entry()
         self._url = url
         self._folder = folder
@@ -134,6 +136,7 @@ class Fleet:
         return {
             "REDIS_URL": self._url,
             "DENOISED_DATA_DIR": str(self._folder),
+            "DENOISED_STORE_URL": self._store_url,
             "DENOISED_MODELS": "fake=fake",
             "DENOISED_LEASE_S": str(LEASE_S),
             "DENOISED_BEAT_S": "0.4",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.line import Line
 from workers.connection import (
-    BLOCKING_TIMEOUT_S,
     COMMAND_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
     HEALTH_CHECK_INTERVAL_S,
@@ -39,8 +39,8 @@ def test_every_kind_of_url_gives_a_client_with_our_options(factory, url: str) ->
 @pytest.mark.parametrize("factory", [connect, connect_async])
 @pytest.mark.parametrize("url", URLS)
 def test_a_blocking_client_waits_longer_than_the_longest_block_and_repeats_nothing(factory, url: str) -> None:
-    options = factory(url, blocking=True).connection_pool.connection_kwargs
-    assert options["socket_timeout"] == BLOCKING_TIMEOUT_S > LONGEST_BLOCK_S
+    options = factory(url, blocks_s=LONGEST_BLOCK_S).connection_pool.connection_kwargs
+    assert options["socket_timeout"] > LONGEST_BLOCK_S
     assert options["retry"].get_retries() == 0
 
 
@@ -52,13 +52,13 @@ def test_another_kind_of_url_is_refused(factory) -> None:
 
 def test_a_blocking_client_hears_the_doorbell(redis_url: str, redis_client: redis.Redis) -> None:
     redis_client.rpush("bell", "ring")
-    waiting = connect(redis_url, blocking=True)
+    waiting = connect(redis_url, blocks_s=LONGEST_BLOCK_S)
     assert waiting.blpop(["bell"], timeout=5) == (b"bell", b"ring")
     waiting.close()
 
 
 async def _set_and_read(url: str) -> bytes | None:
-    client = connect_async(url, blocking=True)
+    client = connect_async(url, blocks_s=LONGEST_BLOCK_S)
     try:
         await client.xadd("events", {"job": "a"})
         [[_, [[_, fields]]]] = await client.xread({"events": "0"}, block=5_000)
@@ -73,7 +73,7 @@ async def test_the_async_client_reads_a_stream(redis_url: str, redis_client: red
 
 
 def test_a_blocking_client_does_not_repeat_a_pop_whose_line_broke(redis_url: str, redis_client: redis.Redis) -> None:
-    waiting = connect(redis_url, blocking=True)
+    waiting = connect(redis_url, blocks_s=LONGEST_BLOCK_S)
     with ThreadPoolExecutor(1) as pool:
         popped = pool.submit(waiting.blpop, ["bell"], 20)
         while not (blocked := [one for one in redis_client.client_list() if one["cmd"] == "blpop"]):
@@ -84,6 +84,27 @@ def test_a_blocking_client_does_not_repeat_a_pop_whose_line_broke(redis_url: str
     redis_client.rpush("bell", "ring")
     assert waiting.blpop(["bell"], timeout=5) == (b"bell", b"ring")
     waiting.close()
+
+
+def test_a_line_that_has_died_holds_its_caller_for_one_command_and_no_longer(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.connection.COMMAND_TIMEOUT_S", 0.2)
+    with Line(redis_url.removeprefix("unix://")) as line:
+        url = f"redis://127.0.0.1:{line.port}/0"
+        for client, wait in ((connect(url), redis.Redis.ping), (connect(url, blocks_s=0.1), block)):
+            wait(client)
+            line.cut()
+            with pytest.raises(redis.TimeoutError):
+                wait(client)
+            line.replace()
+            wait(client)
+            client.close()
+        assert line.connections == 4, "one before and one after; none to repeat what got no answer"
+
+
+def block(client: redis.Redis) -> None:
+    client.blpop(["nothing"], timeout=0.1)
 
 
 def test_a_client_outlives_a_restart_of_the_server(tmp_path: Path) -> None:

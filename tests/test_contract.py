@@ -80,6 +80,7 @@ SUBMISSIONS = st.builds(
     request=REQUESTS,
     delivery=st.builds(Delivery, output_format=st.sampled_from(["png", "jpeg", "webp"]), previews=st.booleans()),
     priority=st.sampled_from(PRIORITIES),
+    deadline_s=st.none() | NUMBERS,
     traceparent=st.none() | TEXTS,
     request_id=st.none() | TEXTS,
 )
@@ -264,7 +265,7 @@ def test_the_keys_of_two_jobs_meet_only_where_they_share_something(records: tupl
     if one.submission.request.model == other.submission.request.model:
         shared |= {"costs", "queues", "doorbell", "suspects", "ended"}
     if one.queue == other.queue:
-        shared |= {"queue", "intermediate", "lease", "canceled"}
+        shared |= {"queue", "intermediate", "lease", "canceled", "urgent"}
     if one.id == other.id:
         shared |= {"rq_job", "record", "progress", "preview", "gone"}
     met = {name for name, mine in keys._asdict().items() if mine in job_keys(other)}

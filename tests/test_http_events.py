@@ -21,7 +21,7 @@ import redis
 from app.events import EventHub
 from app.main import create_app, make_log
 from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, client_of, serving, settings_for
-from workers.connection import connect, connect_async
+from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.contract import key
 from workers.embedded import ensure_server
 from workers.store import LocalStore
@@ -135,7 +135,7 @@ async def test_the_end_arrives_even_when_no_event_tells_of_it(redis_url, store, 
 
 @pytest.mark.asyncio
 async def test_a_mailbox_keeps_kinds_not_events(redis_url, redis_client) -> None:
-    client = connect_async(redis_url, blocking=True)
+    client = connect_async(redis_url, blocks_s=LONGEST_BLOCK_S)
     hub = EventHub(client, make_log("json"))
     reader = asyncio.create_task(hub.run())
     await asyncio.wait_for(hub.is_reading.wait(), 10)
@@ -161,7 +161,7 @@ async def test_a_mailbox_keeps_kinds_not_events(redis_url, redis_client) -> None
 @pytest.mark.asyncio
 async def test_the_hub_goes_on_where_it_was_when_redis_comes_back(tmp_path: Path) -> None:
     server = ensure_server(tmp_path)
-    client = connect_async(server.url, blocking=True)
+    client = connect_async(server.url, blocks_s=LONGEST_BLOCK_S)
     hub = EventHub(client, make_log("json"))
     reader = asyncio.create_task(hub.run())
     try:

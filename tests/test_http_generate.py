@@ -59,6 +59,7 @@ async def test_a_prompt_is_enough_and_every_default_is_told(redis_url, store, wo
         "output_format": "png",
         "previews": False,
         "priority": "normal",
+        "deadline_s": None,
     }
     assert job["status"] == "queued"
     assert job["queue_position"] == 0

@@ -177,3 +177,21 @@ def test_settings_are_frozen_and_refuse_what_they_do_not_know(tmp_path: Path, mo
         settings(tmp_path, max_quued=3)
     monkeypatch.setenv("DENOISED_ALLOWED_ORIGINS", "https://A.example/, https://b.example")
     assert ApiSettings().allowed_origins == ("https://a.example", "https://b.example")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({}, 202), ({"api_keys": KEYS}, 403), ({"api_keys": KEYS, "high_priority": ("alice",)}, 202)]
+    + [({"api_keys": KEYS, "operators": ("alice",)}, 202), ({"api_keys": KEYS, "high_priority": ("bob",)}, 403)],
+)
+async def test_a_key_may_ask_for_high_priority_when_it_is_said_so(redis_url, store, worker, changes, status) -> None:
+    async with serving(redis_url, store, **changes) as client:
+        body = {"prompt": "a pear", "priority": "high", "deadline_s": 60.5}
+        answer = await client.post("/generate", headers=ALICE, json=body)
+        assert answer.status_code == status
+        if status == 202:
+            assert answer.json()["request"]["deadline_s"] == 60.5
+            return
+        assert answer.json()["code"] == "priority_refused"
+        assert (await client.post("/generate", headers=ALICE, json=body | {"priority": "low"})).status_code == 202

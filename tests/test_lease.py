@@ -155,8 +155,8 @@ def test_a_job_for_which_there_is_no_room_goes_back_to_the_front(bench: Bench) -
     first, second = bench.submit(), bench.submit()
     held = bench.pop()
     assert held is not None
-    bench.leases.put_back(held.record)
-    bench.leases.put_back(held.record)  # a repeated call
+    bench.leases.put_back(held.id, "fake", held.record.queue)
+    bench.leases.put_back(held.id, "fake", held.record.queue)  # a repeated call
     assert [raw.decode() for raw in bench.client.lrange(held.lease.keys.queue, 0, -1)] == [first, second]
     assert bench.client.llen(held.lease.keys.intermediate) == 0
 

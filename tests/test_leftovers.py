@@ -50,7 +50,7 @@ async def mixed_jobs(client: httpx2.AsyncClient, fleet: Fleet) -> None:
         (ALICE, await post(client, ALICE, upload, **{"Idempotency-Key": "l"})),  # holds the same upload now
         (ALICE, await post(client, ALICE, SHORT | {"prompt": "a fault"})),
         (BOB, await post(client, BOB, SHORT | {"priority": "low"})),
-        (BOB, await post(client, BOB, SHORT | {"priority": "high", "output_format": "webp"})),
+        (BOB, await post(client, BOB, SHORT | {"deadline_s": 600.0, "output_format": "webp"})),
         (BOB, await post(client, BOB, upload)),
     ]
     assert (await client.post("/generate", json=SHORT | {"width": 7}, headers=BOB)).status_code == 422

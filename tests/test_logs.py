@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import redis
 
+from app.listener import bind, url_of
 from app.main import create_app
 from tests.board_values import make_submission
 from tests.fleet import Fleet
-from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, client_of, png, settings_for
+from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, client_of, png, settings_for
+from tests.process_kit import PATIENCE_S, Console
 from workers.connection import connect
 from workers.contract import JobRecord, Submission, key
 from workers.embedded import EmbeddedServer, ensure_server
@@ -138,6 +144,35 @@ def test_every_line_of_a_worker_about_a_job_has_its_execution_and_its_request(fl
     for line in lines:
         assert line["execution"], line
         assert line["request_id"] == asked[line["job"]], line
+
+
+def test_libraries_and_rooms_below_log_as_the_api_does_with_the_id_of_the_request(
+    redis_url, redis_client, store, worker
+) -> None:
+    job_id = worker.board.submit(make_submission(model="first", prompt=PROMPT), ENTRY)[0].record.id
+    foreign = json.dumps({"tenant": "local", "request": {"prompt": PROMPT}, "unknown": PROMPT})
+    redis_client.hset(key("job", job_id), "submission", foreign)
+    with bind("127.0.0.1", 0) as listener:
+        url, port = url_of(listener), listener.getsockname()[1]
+    command = [sys.executable, "-m", "app.cli", "api", "--port", str(port)]
+    with Console(command, REDIS_URL=redis_url, DENOISED_DATA_DIR=str(store.root.parent)) as api:
+        wait_for_answer(url)
+        httpx2.get(f"{url}/jobs/{job_id}", headers={"X-Request-ID": "mine-1"}, trust_env=False)
+        api.wait_for("a record cannot be read")
+        api.wait_for('"event": "request"')
+    told = lines_of("\n".join(line for line in api.lines if "mine-1" in line))
+    assert {line["event"] for line in told} == {"a record cannot be read", "request"}
+    assert_tells_no_secret("\n".join(api.lines))
+
+
+def wait_for_answer(url: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx2.HTTPError):
+            httpx2.get(f"{url}/healthz", trust_env=False)
+            return
+        time.sleep(0.05)
+    raise AssertionError("the API does not answer")
 
 
 def test_a_submission_of_before_has_no_request() -> None:

@@ -17,7 +17,7 @@ from models.counts import STEP_SECONDS, Counts, by_model, distributions, observe
 from tests.board_values import make_submission
 from tests.fleet import Fleet
 from workers.board import EndedCounts, QueueDepth
-from workers.contract import JobError, ModelLoad, WorkerBeat, key
+from workers.contract import JobError, ModelLoad, RowCeiling, WorkerBeat, key
 from workers.reporting import ETA_RATIOS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +48,7 @@ def everything() -> str:
         state="running",
         models={"house/style:v2": ModelLoad(loaded=True, warmed=True, cost_per_s=8.0)},
         faults={"broken": JobError(code="checkpoint_missing", detail="It is not there.")},
+        ceilings=(RowCeiling(model="house/style:v2", shape=(4, 64, 64), context_length=77, rows=4, limit=16),),
         counters=counters,
     )
     figures = BoardFigures(

@@ -12,9 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import structlog
+from rq import Queue
 
 from models.errors import GenerationError, InternalError, RequestError
 from workers.board import JobBoard
+from workers.contract import JobRecord, is_newer
 from workers.held_job import HeldJob, open_held_job
 from workers.lease import Leases
 from workers.protocols import Engine, Shelf
@@ -24,6 +26,9 @@ from workers.turns import Lookout, Turns, Waiting
 
 log = structlog.get_logger(__name__)
 
+
+NEWER_PAUSE_S = 2.0
+"""Between two looks at a queue whose first job needs a newer worker: it may have been taken or canceled meanwhile."""
 
 CrashPoint = Callable[[str], None]
 
@@ -51,6 +56,8 @@ class Admission:
         self._blocked: tuple[str, float] | None = None
         """The model that finds no room in memory while others are in use, and since when."""
         self._paused: frozenset[str] = frozenset()
+        self._for_newer: dict[str, float] = {}
+        """Queues whose first job needs a newer version, until when (monotonic) they are left alone."""
         self.is_suspended = False
         self.has_more = False
         """Jobs were left behind at the last look, for want of room."""
@@ -80,7 +87,11 @@ class Admission:
         if self._halfway:
             yield from self._claim(self._halfway)
         self.is_suspended, waiting = self._lookout.look(shelf.names())
-        queues = {queue.queue: queue for queue in waiting}
+        self._for_newer = {
+            queue.queue: self._for_newer[queue.queue] for queue in waiting if queue.queue in self._for_newer
+        }
+        now = time.monotonic()
+        queues = {queue.queue: queue for queue in waiting if self._for_newer.get(queue.queue, now) <= now}
         taken = 0
         while queues and not self.is_suspended and taken < count:
             candidates = [
@@ -118,10 +129,8 @@ class Admission:
         _shorten(queues, queue)
         self.crash_point("popped")
         job, source = popped
-        record = self._leases.read(job.id)
+        record = self._read(job.id, source, queue, queues)
         if record is None:
-            self._board.fail_unreadable(job.id, queue.model, queue.queue)
-            source.intermediate_queue.remove(job.id)
             return []
         task = record.submission.request.task
         if error is None and task not in checkpoint.tasks:
@@ -129,13 +138,32 @@ class Admission:
             error = RequestError(f"The model {queue.model} does not serve {task} any more; see GET /models.")
         submission = record.submission
         if error is None and not engine.has_room(submission.request, checkpoint, submission.tenant):
-            self._leases.put_back(record)
+            self._leases.put_back(job.id, queue.model, queue.queue)
             self._closed.add((queue.model, queue.tenant))
             return []
         held = open_held_job(job, source, record, self._rq.new_execution(job))
         held.checkpoint, held.error = checkpoint, error
         self._turns.took(queue)
         return self._claim(held)
+
+    def _read(self, job_id: str, source: Queue, queue: Waiting, queues: dict[str, Waiting]) -> JobRecord | None:
+        """The record of a popped job; None when it is not for us, or broken: then it has gone where it belongs."""
+        record = self._leases.read(job_id)
+        if is_newer(record.contract_version) if record else self._leases.needs_newer(job_id):
+            self._leave_to_newer(job_id, queue, queues)
+            return None
+        if record is None:
+            self._board.fail_unreadable(job_id, queue.model, queue.queue)
+            source.intermediate_queue.remove(job_id)
+        return record
+
+    def _leave_to_newer(self, job_id: str, queue: Waiting, queues: dict[str, Waiting]) -> None:
+        """Put back a job that workers of a newer version draw. What waits behind it keeps its turn, and waits, too."""
+        self._leases.put_back(job_id, queue.model, queue.queue)
+        if queue.queue not in self._for_newer:
+            log.warning("a job needs a newer worker; its queue is left alone for a while", job=job_id)
+        self._for_newer[queue.queue] = time.monotonic() + NEWER_PAUSE_S
+        queues.pop(queue.queue, None)
 
     def _claim(self, held: HeldJob) -> list[HeldJob]:
         """The held when it is ours now. Every part of this may be repeated, and is after a lost connection."""

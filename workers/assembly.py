@@ -12,7 +12,8 @@ import redis
 
 from workers.admission import Admission, CrashPoint, no_crash
 from workers.board import JobBoard
-from workers.connection import connect
+from workers.ceilings import Ceilings
+from workers.connection import DOORBELL_BLOCK_S, connect
 from workers.heartbeat import Heartbeat
 from workers.io_pool import IOPool, ReadAhead
 from workers.lease import Leases
@@ -45,6 +46,7 @@ class WorkerParts:
     repertoire: Repertoire
     snapshots: Snapshots
     recovery: Recovery
+    ceilings: Ceilings
     wake: threading.Event
     """Set when an work has ended, or a signal came."""
 
@@ -60,7 +62,7 @@ def assemble(
 
     Raises redis.RedisError while Redis is away.
     """
-    client, doorbell_client = connect(settings.redis_url), connect(settings.redis_url, blocking=True)
+    client, doorbell_client = connect(settings.redis_url), connect(settings.redis_url, blocks_s=DOORBELL_BLOCK_S)
     wake = threading.Event()
     leases = Leases(client, settings.lease_s, settings.retention_s)
     rq = RqSide(client, leases.execution_ttl)
@@ -83,5 +85,6 @@ def assemble(
         repertoire=Repertoire(client, board, settings, engine, shelf),
         snapshots=Snapshots(engine, store, io_pool, settings.snapshot_interval_s),
         recovery=Recovery(client, board, settings, shelf.names, rq.tell),
+        ceilings=Ceilings(client),
         wake=wake,
     )

@@ -25,6 +25,7 @@ from rq.command import send_command
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, Retry
 
+from models.errors import DeadlineExceeded
 from workers import scripts
 from workers.connection import misgivings
 from workers.contract import (
@@ -57,6 +58,7 @@ from workers.jobkeys import (
     idempotency_key,
     job_keys,
     keys_of,
+    needs_newer,
     new_record,
     queue_key,
     record_fields,
@@ -208,6 +210,9 @@ class JobBoard:
             pipe.set(companion, value)  # expires with the job: the outcome sets when
         pipe.hset(keys.costs, record.id, repr(record.cost))
         pipe.sadd(keys.queues, record.queue)
+        if record.submission.deadline_s is not None:
+            pipe.zadd(keys.urgent, {record.id: record.deadline})
+            pipe.expire(keys.urgent, scripts.INDEX_TTL_S)
         self._enqueue(pipe, record)
         pipe.lpush(keys.doorbell, record.id)
         pipe.ltrim(keys.doorbell, 0, scripts.DOORBELL_LENGTH - 1)
@@ -288,6 +293,11 @@ class JobBoard:
         """True while the job has a record: its files must stay."""
         return bool(self._redis.exists(key("job", job_id)))
 
+    def is_beyond_us(self, job_id: str, tenant: str) -> bool:
+        """A job of this tenant that only processes of a newer version can read."""
+        owner, version = self._redis.hmget(key("job", job_id), "tenant", "contract_version")
+        return owner is not None and text(owner) == tenant and needs_newer(version)
+
     def _view(self, job_id: str) -> JobView | None:
         return read_views(self._redis, [job_id])[0] if created_at_of(job_id) is not None else None
 
@@ -327,15 +337,34 @@ class JobBoard:
         return view is not None and (view.record.outcome is not None or self._reconcile(view.record))
 
     def fail_unreadable(self, job_id: str, model: str, queue: str) -> bool:
-        """End as failed a job whose record another version wrote. False when there is no record at all."""
-        tenant = self._redis.hget(key("job", job_id), "tenant")
+        """End as failed a job whose record cannot be read, though it needs no newer version than this one.
+
+        False when there is no record at all.
+        """
+        tenant, version = self._redis.hmget(key("job", job_id), "tenant", "contract_version")
         if tenant is None:
             return False
-        error = JobError(code="internal", detail="The job was queued by another version of this server; send it again.")
+        if needs_newer(version):
+            return True
+        error = JobError(code="internal", detail="The job's record in the queue is damaged; send it again.")
         outcome = Outcome(status="failed", error=error, ended_at=time.time())
         keys = keys_of(job_id, model, text(tenant), queue)
         self._end(keys=list(keys), args=[job_id, outcome.model_dump_json(), self.retention_s, "canceled"])
         return True
+
+    def fail_overdue(self, queue: str, now: float) -> int:
+        """End the jobs of a queue whose deadline has passed while they waited; returns how many."""
+        failed = 0
+        for job_id in map(text, self._redis.zrangebyscore(key("urgent", queue), 0, now)):
+            view = self._view(job_id)
+            if view is None or view.record.outcome is not None:
+                self._redis.zrem(key("urgent", queue), job_id)
+            elif view.status == "queued":
+                error = JobError(code=DeadlineExceeded.code, detail="Its deadline passed while it waited in the queue.")
+                outcome = _canceled(view.record).model_copy(update={"status": "failed", "error": error})
+                self._end_from_outside(view.record, outcome, "canceled")
+                failed += 1
+        return failed
 
     def _reconcile(self, record: JobRecord) -> bool:
         raw = self._redis.hget(Job.key_for(record.id), "status")
@@ -369,7 +398,7 @@ class JobBoard:
         """The models that live workers serve, by name; while no worker lives, every model that one has ever published.
 
         A job for a model that nobody serves any more would wait for ever beside workers that serve others; without any
-        worker it waits for the next one. What another version published is left out: it cannot be validated against.
+        worker it waits for the next one. What cannot be read is left out: it cannot be validated against.
         """
         served = {name for beat in self.beats() for name in beat.models}
         found: dict[str, ModelEntry] = {}
@@ -377,7 +406,7 @@ class JobBoard:
             name = text(raw_name)
             if not served or name in served:
                 with contextlib.suppress(ValidationError):
-                    found[name] = ModelEntry.model_validate_json(raw)
+                    found[name] = ModelEntry.read(raw)
         return found
 
     def misgivings(self) -> tuple[str, ...]:
@@ -402,7 +431,7 @@ class JobBoard:
         found: dict[str, Wish] = {}
         for name, raw in self._redis.hgetall(key("wishes")).items():
             with contextlib.suppress(ValidationError):
-                found[text(name)] = Wish.model_validate_json(raw)
+                found[text(name)] = Wish.read(raw)
         return found
 
     def has_unended(self, model: str) -> bool:

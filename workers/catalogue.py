@@ -5,14 +5,17 @@ Owns the translation from a checkpoint and the sampler catalogue to a ModelEntry
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from models.errors import SamplerRefused
 from models.request import SIZE_MULTIPLE
 from models.samplers import ALIASES, SAMPLERS, check_scheduler_config, max_steps_of
+from workers import contract
 from workers.contract import ModelDefaults, ModelEntry, SamplerEntry
 from workers.protocols import Checkpoint
 
@@ -74,7 +77,16 @@ def describe_model(checkpoint: Checkpoint) -> ModelEntry:
         device=checkpoint.device,
         dtype=checkpoint.dtype,
         digest=checkpoint.digest,
+        contract_version=contract.CONTRACT_VERSION,
     )
+
+
+def entry_version(raw: Any) -> int:
+    """The contract version of an entry's worker, as Redis returns the entry, which need not be readable otherwise."""
+    try:
+        return int(json.loads(raw)["contract_version"])
+    except (ValueError, TypeError, KeyError):
+        return contract.FIRST_VERSION
 
 
 def _describe_sampler(checkpoint: Checkpoint, name: str) -> SamplerEntry | None:

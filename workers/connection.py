@@ -21,13 +21,14 @@ CONNECT_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 5.0
 """Commands take milliseconds; five seconds without an answer is a frozen server or a broken line."""
 LONGEST_BLOCK_S = 30.0
-"""Callers of a blocking client wait no longer than this in one BLPOP, BLMOVE or XREAD."""
-BLOCKING_TIMEOUT_S = LONGEST_BLOCK_S + 15.0
-"""Above the longest block, so that it never cuts one short; finite, so that a half-open line is noticed."""
+"""The API's readers of streams wait no longer than this in one XREAD."""
+DOORBELL_BLOCK_S = 1.0
+"""The same for a worker at its doorbells: its loop stands still for as long as a line that has died is not noticed."""
 HEALTH_CHECK_INTERVAL_S = 15
 """A connection that lay idle for longer is pinged first, so a command is not lost on one that died meanwhile."""
 RETRIES = 3
-"""With back-off from 0.02 s up to 0.5 s: rides out a server's restart of a blink, fails within a second otherwise."""
+"""With back-off from 0.02 s up to 0.5 s: rides out a server's restart of a blink, fails within a second otherwise. A
+command without an answer is not repeated: a line that has died would hold its caller four times as long."""
 
 
 OLDEST_SERVER = (7, 0)
@@ -43,21 +44,23 @@ class _Options(TypedDict):
     client_name: str
 
 
-def connect(url: str, *, blocking: bool = False) -> redis.Redis:
+def connect(url: str, *, blocks_s: float = 0.0) -> redis.Redis:
     """A client for `redis://`, `rediss://` or `unix://`. Opens no connection yet; answers are bytes.
 
-    `blocking`: for BLPOP, BLMOVE, XREAD of up to LONGEST_BLOCK_S seconds. Such a client repeats nothing by itself,
-    because a repeated pop loses what the dead attempt took: the caller meets the ConnectionError and looks again.
+    `blocks_s`: for BLPOP, BLMOVE, XREAD of up to so many seconds. Such a client repeats nothing by itself, because a
+    repeated pop loses what the dead attempt took: the caller meets the ConnectionError and looks again.
     Raises ValueError for any other URL.
     """
-    retry = Retry(NoBackoff(), 0) if blocking else Retry(ExponentialBackoff(cap=0.5, base=0.02), RETRIES)
-    return redis.Redis.from_url(url, retry=retry, **_options(blocking))
+    backoff = ExponentialBackoff(cap=0.5, base=0.02)
+    retry = Retry(NoBackoff(), 0) if blocks_s else Retry(backoff, RETRIES, (redis.ConnectionError,))
+    return redis.Redis.from_url(url, retry=retry, **_options(blocks_s))
 
 
-def connect_async(url: str, *, blocking: bool = False) -> redis.asyncio.Redis:
+def connect_async(url: str, *, blocks_s: float = 0.0) -> redis.asyncio.Redis:
     """The same for asyncio. Close it with `await client.aclose()`."""
-    retry = AsyncRetry(NoBackoff(), 0) if blocking else AsyncRetry(ExponentialBackoff(cap=0.5, base=0.02), RETRIES)
-    return redis.asyncio.Redis.from_url(url, retry=retry, **_options(blocking))
+    backoff = ExponentialBackoff(cap=0.5, base=0.02)
+    retry = AsyncRetry(NoBackoff(), 0) if blocks_s else AsyncRetry(backoff, RETRIES, (redis.ConnectionError,))
+    return redis.asyncio.Redis.from_url(url, retry=retry, **_options(blocks_s))
 
 
 def misgivings(client: redis.Redis) -> tuple[str, ...]:
@@ -78,9 +81,9 @@ def misgivings(client: redis.Redis) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _options(blocking: bool) -> _Options:
+def _options(blocks_s: float) -> _Options:
     return {
-        "socket_timeout": BLOCKING_TIMEOUT_S if blocking else COMMAND_TIMEOUT_S,
+        "socket_timeout": blocks_s + COMMAND_TIMEOUT_S,  # above the block, and finite: a half-open line is noticed
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "health_check_interval": HEALTH_CHECK_INTERVAL_S,
         "protocol": 2,  # one reply shape with every server since 6.2, and no extra handshake

@@ -18,36 +18,58 @@ Where is it? One key each, `denoised:` in front:
     suspects:<model>          hash    job id -> since when it has been in no queue and in no worker's hands
     ended:<model>             hash    how many jobs have ended, by status, and failed, by `code:<code>`; only ever grows
     promise:<id>              string  the seconds it was said to take when it was queued; until it has ended
+    urgent:<queue>            zset    queued jobs with a deadline, by that (unix seconds): they leave the queue first
     queues:<model>            set     names of this model's RQ queues that may hold jobs
     doorbell:<model>          list    rung at enqueue; an idle worker blocks on it
     events                    stream  job, kind: one entry whenever a document changes
     catalogue                 hash    model name -> ModelEntry; stays when its worker is gone
     workers                   hash    worker name -> WorkerBeat; an older beat than BEAT_TTL_S is a dead worker
     wishes                    hash    model name -> Wish: what an operator last asked of its workers; expires by itself
+    ceilings                  hash    kind of call -> rows that memory sufficed for, and since when: `workers.ceilings`;
+                                      expires by itself
     recovery:<model>          string  a worker has just looked for this model's lost jobs; expires by itself
     reserved                  hash    job id -> bytes that it may write into the store; see `workers.reservations`
     stored                    string  bytes that the store had when it was last counted; expires by itself
     counting                  string  an API process counts, or has just counted, the store; expires by itself
+
+Two versions beside each other, while a running installation is upgraded or goes back:
+
+- What comes out of Redis is read with `Value.read`: fields that this version does not know are passed over, and every
+  field that came after version 2 has a default. Nobody writes back what another one wrote, so nothing gets lost.
+- A field may be passed over because a job says which version it needs: `contract_version` of its record is the lowest
+  one whose workers draw it as it is meant (`needed_version`). A worker of a lower version puts such a job back and
+  leaves its queue alone for a while; it keeps its place, and the document says when no living worker can draw it.
+- What a newer version wrote and this one cannot read at all (a word it does not know) is left for those who can:
+  neither failed nor deleted, and not overwritten. What cannot be read although it needs no newer version is broken.
+
+Whoever changes the contract: a new field gets a default and is done; a new meaning of a request gets a new
+CONTRACT_VERSION and a line in `_NEEDS`; `tests/recorded` gets values of the new version, which are read for ever.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import time
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from models.request import GenerationRequest, Reproducibility
 
 CONTRACT_VERSION = 2
+FIRST_VERSION = 2
+"""What needs no newer version needs this one."""
 RETENTION_S = 24 * 3600
 """Seconds that an ended job and its pictures are kept unless the settings say otherwise."""
 BEAT_TTL_S = 20.0
 PROGRESS_TTL_S = 120
 WISH_TTL_S = 3600
+CEILING_TTL_S = 24 * 3600
+"""By then a ceiling has risen by 720 rows: it lowers nothing any more."""
 EVENT_STREAM_LENGTH = 10_000
 ALONE_AFTER_DEATHS = 2
 LOCAL_TENANT = "local"
@@ -66,10 +88,15 @@ _HASHED = re.compile(r"-[0-9a-f]{16}$")
 
 
 class Value(BaseModel):
-    """A frozen value that refuses unknown fields, and numbers that JSON cannot write. What it is refused for is told
-    without the value, which may be a prompt: such errors end in logs."""
+    """A frozen value that refuses unknown fields, unless it is read as another version's, and numbers that JSON cannot
+    write. What it is refused for is told without the value, which may be a prompt: such errors end in logs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, raw: str | bytes) -> Self:
+        """A value that another version may have written, as JSON: what this one does not know is passed over."""
+        return cls.model_validate_json(raw, extra="ignore")
 
 
 def _writable(text: str) -> str:
@@ -137,9 +164,25 @@ class Submission(Value):
     request: GenerationRequest
     delivery: Delivery = Delivery()
     priority: Priority = "normal"
+    deadline_s: float | None = None
+    """Seconds from its creation after which its pictures are of no use."""
     traceparent: str | None = None
     request_id: str | None = None
     """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
+
+
+_NEEDS: tuple[tuple[int, Callable[[Submission], bool]], ...] = ()
+"""Versions after the first, and whether a submission means something that only their workers know."""
+
+
+def needed_version(submission: Submission) -> int:
+    """The lowest contract version whose workers draw this as it is meant."""
+    return max((version for version, is_needed in _NEEDS if is_needed(submission)), default=FIRST_VERSION)
+
+
+def is_newer(version: int) -> bool:
+    """What needs this version is not for processes of ours."""
+    return version > CONTRACT_VERSION
 
 
 class Progress(Value):
@@ -209,7 +252,8 @@ class JobRecord(Value):
     created_at: UnixTime
     queue: str
     cost: float
-    contract_version: int = CONTRACT_VERSION
+    contract_version: int = FIRST_VERSION
+    """The lowest whose workers can draw it."""
     started_at: UnixTime | None = None
     warnings: tuple[str, ...] = ()
     execution: str | None = None
@@ -223,6 +267,12 @@ class JobRecord(Value):
     best_step: int = 0
     """The furthest step of the executions before it."""
     outcome: Outcome | None = None
+
+    @property
+    def deadline(self) -> float:
+        """Unix seconds."""
+        deadline_s = self.submission.deadline_s
+        return math.inf if deadline_s is None else self.created_at + deadline_s
 
     @property
     def runs_alone(self) -> bool:
@@ -245,6 +295,8 @@ class JobView(Value):
     queue_position: int | None = None
     """Jobs that will start before this one if all tenants keep their turns; 0 is next."""
     eta_s: float | None = None
+    needs_newer_worker: bool = False
+    """It waits, and every living worker of its model is of a version that cannot draw it."""
 
 
 # --- a worker's beat ----------------------------------------------------------------------------------------------
@@ -315,6 +367,8 @@ class ModelEntry(Value):
     dtype: str
     digest: str
     """SHA-256 over the weight files: the same digest draws the same pictures."""
+    contract_version: int = FIRST_VERSION
+    """Of the worker that tells of it."""
 
 
 class ModelLoad(Value):
@@ -327,6 +381,15 @@ class ModelLoad(Value):
     cost_in_flight: float = 0.0
     """Row-steps still to do for the jobs in the batch."""
     slots: int = 0
+    rows_in_flight: float = 0.0
+    """Rows of a call for all that is in the batch, at the model's own size."""
+    max_rows: int = 0
+    """Rows of a full call."""
+    call_base_s: float | None = None
+    call_row_s: float | None = None
+    """A call of x rows takes call_base_s + call_row_s x seconds, with what comes between calls."""
+    next_end_s: float | None = None
+    """Seconds until the first job in the batch ends."""
     rows_per_step: float | None = None
     step_s: float | None = None
 
@@ -339,6 +402,18 @@ class Wish(Value):
     action: Literal["load", "unload"]
 
 
+class RowCeiling(Value):
+    """Rows that calls of one group may have on a worker: a model, a shape (C, h, w) of latents, a length of prompts."""
+
+    model: str
+    shape: tuple[int, ...]
+    context_length: int
+    is_strict: bool = False
+    rows: int
+    limit: int
+    """What `rows` may grow back to, where memory did not suffice."""
+
+
 class WorkerBeat(Value):
     """A worker's heartbeat."""
 
@@ -347,13 +422,15 @@ class WorkerBeat(Value):
     started_at: UnixTime
     pid: int
     host: str
-    contract_version: int = CONTRACT_VERSION
+    contract_version: int = Field(default_factory=lambda: CONTRACT_VERSION)
     state: Literal["loading", "running", "draining"]
     models: dict[str, ModelLoad]
     faults: dict[str, JobError] = {}
     """Model -> why it could not be loaded when last tried. One that had been fine before is in `models` too."""
     wishes: dict[str, str] = {}
     """Model -> id of the last wish that is done, or turned out impossible."""
+    ceilings: tuple[RowCeiling, ...] = ()
+    """Of the groups in the batch and of those that memory was too small for."""
     counters: dict[str, float] = {}
     """Monotonic since the worker started, for metrics: steps, rows, oom splits, ...; named as in `models.counts`."""
 

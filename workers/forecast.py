@@ -6,6 +6,7 @@ Reads queues, costs and heartbeats; changes nothing.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,25 +36,53 @@ class Place:
 
 @dataclass(frozen=True)
 class Speed:
-    """What the live workers of one model do together. Costs in row-steps at the model's own size."""
+    """What the live workers of one model do together. Costs in row-steps, rows in calls, at the model's own size.
+
+    max_rows: of a full call of each. call_base_s, call_row_s: a call of x rows takes call_base_s + call_row_s x, with
+    what comes between calls; None while unknown. next_end_s: until the first job in a batch ends.
+    """
 
     cost_per_s: float = 0.0
     cost_in_flight: float = 0.0
     slots: int = 0
+    workers: int = 1
+    rows_in_flight: float = 0.0
+    max_rows: float = 0.0
+    call_base_s: float | None = None
+    call_row_s: float | None = None
+    next_end_s: float | None = None
 
-    def end_s(self, place: Place, cost: float) -> float | None:
-        """Seconds until a job at this place, of this cost, has ended; None while no speed was measured."""
-        if self.cost_per_s <= 0:
-            return None
-        return (self.cost_in_flight + place.cost + cost) / self.cost_per_s
+    def end_s(self, place: Place, cost: float, rows: float = 1.0) -> float | None:
+        """Seconds until a job at this place, of this cost and so many rows a call, has ended; None while no speed was
+        measured."""
+        call_s = self._call_s(self.max_rows)
+        if call_s is None:
+            return (self.cost_in_flight + place.cost + cost) / self.cost_per_s if self.cost_per_s > 0 else None
+        calls = cost / rows
+        if not place.jobs and self.rows_in_flight / self.workers + rows <= self.max_rows:  # it joins at once
+            own_s = self._call_s(self.rows_in_flight / self.workers + rows)
+            return None if own_s is None else calls * own_s
+        speed = self.workers * self.max_rows / call_s
+        # It starts when there is room in a full batch, whose pictures are half done by then.
+        before = self.cost_in_flight + place.cost - self.workers * self.max_rows * calls / 2
+        return max(0.0, before) / speed + calls * call_s
 
     def start_s(self, place: Place) -> float | None:
         """Seconds until the job at this place starts, which frees its place; None while no speed was measured."""
+        call_s = self._call_s(self.max_rows)
+        if self.next_end_s is not None and call_s is not None:
+            return self.next_end_s + place.cost * call_s / (self.workers * self.max_rows)
         if self.cost_per_s <= 0:
             return None
         # Slots are at all stages of their work: the first of n ends after about 2/n of the mean.
         share = 2 / self.slots if self.slots > 2 else 1.0
         return (self.cost_in_flight * share + place.cost) / self.cost_per_s
+
+    def _call_s(self, rows: float) -> float | None:
+        """Seconds of a call; None while unknown."""
+        if self.call_base_s is None or self.call_row_s is None or self.max_rows <= 0:
+            return None
+        return (self.call_base_s + self.call_row_s * rows) or None
 
 
 class Forecast:
@@ -134,19 +163,42 @@ class Forecast:
 
 def add_speeds(beats: Iterable[WorkerBeat], model: str) -> Speed:
     """The speeds of all live workers that have the model and take jobs, together."""
-    loads = [beat.models[model] for beat in beats if model in beat.models and beat.state != "draining"]
+    able = [beat for beat in beats if model in beat.models and beat.state != "draining"]
+    loads = [beat.models[model] for beat in able]
+    lines = [(load.call_base_s, load.call_row_s) for load in loads]
+    known = [(base, row) for base, row in lines if base is not None and row is not None]
+    now = time.time()
+    ends = [
+        max(0.0, load.next_end_s - max(0.0, now - beat.beat_at))
+        for beat, load in zip(able, loads, strict=True)
+        if load.next_end_s is not None
+    ]
     return Speed(
         cost_per_s=sum(load.cost_per_s or 0.0 for load in loads),
         cost_in_flight=sum(load.cost_in_flight for load in loads),
         slots=sum(load.slots for load in loads),
+        workers=max(1, len(loads)),
+        rows_in_flight=sum(load.rows_in_flight for load in loads),
+        max_rows=sum(load.max_rows for load in loads) / max(1, len(loads)),
+        call_base_s=sum(base for base, _ in known) / len(known) if known else None,
+        call_row_s=sum(row for _, row in known) / len(known) if known else None,
+        next_end_s=min(ends, default=None),
     )
 
 
 def read_beat(raw: Any) -> WorkerBeat | None:
-    """A beat as Redis returns it; None when another version wrote it."""
+    """A beat as Redis returns it; None when this version cannot read it."""
     try:
-        return WorkerBeat.model_validate_json(raw)
+        return WorkerBeat.read(raw)
     except ValidationError:
+        return None
+
+
+def beat_time(raw: Any) -> float | None:
+    """When a beat was written, one that only a newer version can read too; None for what is no beat."""
+    try:
+        return float(json.loads(raw)["beat_at"])
+    except (ValueError, TypeError, KeyError):
         return None
 
 
@@ -157,7 +209,14 @@ def oldest_wait_s(job_ids: Iterable[str]) -> float:
 
 
 def _placed(view: JobView, place: Place | None, beats: Sequence[WorkerBeat]) -> JobView:
+    model, needed = view.record.submission.request.model, view.record.contract_version
+    able = [beat for beat in beats if beat.contract_version >= needed]
+    if not any(model in beat.models for beat in able) and any(model in beat.models for beat in beats):
+        return view.model_copy(update={"queue_position": place.jobs if place else None, "needs_newer_worker": True})
     if place is None:
         return view
-    speed = add_speeds(beats, view.record.submission.request.model)
-    return view.model_copy(update={"queue_position": place.jobs, "eta_s": speed.end_s(place, view.record.cost)})
+    speed = add_speeds(able, model)
+    request = view.record.submission.request
+    rows = request.num_images * (2 if request.has_guidance else 1)
+    eta_s = speed.end_s(place, view.record.cost, rows)
+    return view.model_copy(update={"queue_position": place.jobs, "eta_s": eta_s})

@@ -122,7 +122,7 @@ class HeldJob:
     def standing(self) -> Standing:
         """Whose it is, and how urgent."""
         submission = self.record.submission
-        return Standing(submission.tenant, PRIORITIES.index(submission.priority))
+        return Standing(submission.tenant, PRIORITIES.index(submission.priority), self.record.deadline)
 
     @property
     def id(self) -> str:

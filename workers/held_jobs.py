@@ -22,7 +22,7 @@ from typing import Any
 import redis
 import structlog
 
-from models.errors import Abandoned, GenerationError, InternalError, RequestError, TimedOut
+from models.errors import Abandoned, DeadlineExceeded, GenerationError, InternalError, RequestError, TimedOut
 from workers.assembly import WorkerParts
 from workers.contract import JobError, Outcome, slug
 from workers.held_job import MOST_DEATHS, HeldJob
@@ -117,7 +117,11 @@ class HeldJobs:
         """Enforce time limits, take up what the pool has finished, ask a store again that refused, fill the batch."""
         now = time.monotonic()
         for held in self.all:
-            if now > held.deadline and held.phase in ("reading", "ready", "drawing"):
+            if held.phase not in ("reading", "ready", "drawing"):
+                continue
+            if time.time() > held.record.deadline:
+                self.fail(held, DeadlineExceeded("Its deadline passed before it was drawn."))
+            elif now > held.deadline:
                 self.fail(held, TimedOut(f"The job ran longer than its limit of {held.job.timeout:.0f} s."))
         self.take_up()
         self._store_gate.keep_up()

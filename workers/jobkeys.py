@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,17 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.registry import CanceledJobRegistry, StartedJobRegistry
 
-from workers.contract import JobRecord, Outcome, Progress, Submission, key, queue_name
+from workers.contract import (
+    FIRST_VERSION,
+    JobRecord,
+    Outcome,
+    Progress,
+    Submission,
+    is_newer,
+    key,
+    needed_version,
+    queue_name,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +37,7 @@ _FOR_SCRIPTS = frozenset({"tenant", "companions"})
 """Fields of the hash that are no part of the record."""
 _UNREADABLE = (ValueError, RecursionError)
 """What reading raises, ValidationError and UnicodeDecodeError among them."""
+_VERSION = re.compile(rb"[0-9]{1,9}")
 JOB_FUNCTION = "workers.worker.draw"
 """What RQ calls the job. A name only: our worker never imports it."""
 
@@ -49,6 +61,7 @@ class JobKeys(NamedTuple):
     doorbell: str
     suspects: str
     ended: str
+    urgent: str
 
 
 def job_keys(record: JobRecord) -> JobKeys:
@@ -75,6 +88,7 @@ def keys_of(job_id: str, model: str, tenant: str, queue: str) -> JobKeys:
         doorbell=key("doorbell", model),
         suspects=key("suspects", model),
         ended=key("ended", model),
+        urgent=key("urgent", queue),
     )
 
 
@@ -106,6 +120,7 @@ def new_record(job_id: str, submission: Submission, created_at: float, cost: flo
         created_at=created_at,
         queue=queue_name(request.model, submission.priority, submission.tenant),
         cost=cost,
+        contract_version=needed_version(submission),
     )
 
 
@@ -132,31 +147,41 @@ def record_fields(record: JobRecord, companions: Iterable[str] = ()) -> dict[Any
 
 
 def read_record(fields: Mapping[Any, Any]) -> JobRecord | None:
-    """The record in a hash as Redis returns it; None for an empty one, and for one that another version wrote."""
+    """The record in a hash as Redis returns it; None for an empty one, and for one that this version cannot read."""
     if b"submission" not in fields:
         return None
     try:
         return _parse_record(fields)
     except _UNREADABLE as error:
-        log.error("a record cannot be read", job=fields.get(b"id", b"").decode(errors="replace"), error=str(error))
+        if not needs_newer(fields.get(b"contract_version")):
+            job = fields.get(b"id", b"").decode(errors="replace")
+            log.error("a record cannot be read", job=job, error=str(error))
         return None
+
+
+def needs_newer(version: Any) -> bool:
+    """Whether a record's `contract_version`, as Redis returns it, is one that is not ours to draw or to judge."""
+    written = _VERSION.fullmatch(version or b"")
+    return is_newer(int(written[0]) if written else FIRST_VERSION)
 
 
 def _parse_record(fields: Mapping[Any, Any]) -> JobRecord:
     given = {text(name): text(value) for name, value in fields.items()}
     values: dict[str, Any] = {name: value for name, value in given.items() if name not in _FOR_SCRIPTS}
-    values["submission"] = Submission.model_validate_json(given["submission"])
+    values["submission"] = Submission.read(given["submission"])
     if "warnings" in given:
         values["warnings"] = json.loads(given["warnings"])
     if "outcome" in given:
-        values["outcome"] = Outcome.model_validate_json(given["outcome"])
-    return JobRecord.model_validate(values)
+        values["outcome"] = Outcome.read(given["outcome"])
+    return JobRecord.model_validate(values, extra="ignore")
 
 
 def read_progress(fields: Mapping[Any, Any]) -> Progress | None:
     """The progress in a hash as Redis returns it; None for an empty one, and for one that says nothing readable."""
+    if not fields:
+        return None
     try:
-        return Progress.model_validate({text(name): text(value) for name, value in fields.items()}) if fields else None
+        return Progress.model_validate({text(name): text(value) for name, value in fields.items()}, extra="ignore")
     except _UNREADABLE as error:
         log.error("progress cannot be read", error=str(error))
         return None

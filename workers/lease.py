@@ -19,7 +19,7 @@ from rq.utils import now
 from workers import scripts
 from workers.contract import JobRecord, Outcome, key
 from workers.held_job import Lease
-from workers.jobkeys import job_keys, read_record, text
+from workers.jobkeys import keys_of, needs_newer, read_record, text
 from workers.redis_backoff import is_full
 
 Verdict = Literal["held", "ended", "lost"]
@@ -47,13 +47,17 @@ class Leases:
     def read(self, job_id: str) -> JobRecord | None:
         return read_record(self._redis.hgetall(key("job", job_id)))
 
+    def needs_newer(self, job_id: str) -> bool:
+        """Only workers of a newer version may draw this job, or fail it."""
+        return needs_newer(self._redis.hget(key("job", job_id), "contract_version"))
+
     def claim(self, lease: Lease) -> Claim:
         """Make a popped job ours, or take it out of RQ's intermediate list."""
         return _call(self._claim, lease, self.lease_s)  # type: ignore[return-value]
 
-    def put_back(self, record: JobRecord) -> None:
-        """A popped job that was not claimed goes back to the front of its queue."""
-        self._put_back(keys=list(job_keys(record)), args=[record.id])
+    def put_back(self, job_id: str, model: str, queue: str) -> None:
+        """A popped job that was not claimed goes back to the front of its queue; its record need not be readable."""
+        self._put_back(keys=list(keys_of(job_id, model, "", queue)), args=[job_id])
 
     def renew(self, leases: Sequence[Lease], pipe: Pipeline) -> list[Verdict]:
         """One heartbeat of all held jobs, in one round trip; answers in the same order.

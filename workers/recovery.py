@@ -21,7 +21,7 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 from workers import scripts
 from workers.board import JobBoard
 from workers.contract import JobRecord, is_queue_of, key
-from workers.forecast import read_beat
+from workers.forecast import beat_time
 from workers.jobkeys import intermediate_key, job_keys, lease_key, queue_key, read_record, text
 from workers.redis_backoff import while_there_is_memory
 from workers.settings import WorkerSettings
@@ -86,6 +86,7 @@ class Recovery:
         now = self._server_time()
         for name in names:
             self._tell_of_ended(name, now)
+            self._board.fail_overdue(name, now)
             self._drop_strays(name)
             self._tidy(model, name, now)
         return recovered
@@ -113,7 +114,8 @@ class Recovery:
         return verdicts.count("recovered")
 
     def _settle_unreadable(self, model: str, job_id: str) -> None:
-        """A job on the list of unfinished ones without a readable record: erased, or of another version."""
+        """A job on the list of unfinished ones without a readable record: erased, damaged, or for a newer version to
+        look after."""
         queue = self._redis.hget(key("job", job_id), "queue")
         if queue is None or not self._board.fail_unreadable(job_id, model, text(queue)):
             self._redis.hdel(key("costs", model), job_id)
@@ -152,9 +154,8 @@ class Recovery:
     def _drop_strays(self, name: str) -> None:
         """Take ids without a record (erased meanwhile) out of the intermediate list."""
         ids = [text(raw) for raw in self._redis.lrange(intermediate_key(name), 0, -1)]
-        known = {record.id for record in self._read(ids)}
         for job_id in ids:
-            if job_id not in known:
+            if not self._board.is_known(job_id):
                 self._redis.lrem(intermediate_key(name), 0, job_id)
 
     def _tidy(self, model: str, name: str, now: float) -> None:
@@ -178,6 +179,6 @@ class Recovery:
     def _forget_silent_workers(self) -> None:
         oldest = time.time() - FORGET_BEAT_S
         for name, raw in self._redis.hgetall(key("workers")).items():
-            beat = read_beat(raw)
-            if beat is None or beat.beat_at < oldest:
+            beat_at = beat_time(raw)
+            if beat_at is None or beat_at < oldest:
                 self._redis.hdel(key("workers"), name)

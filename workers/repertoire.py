@@ -20,8 +20,8 @@ import structlog
 
 from models.errors import CheckpointError, CheckpointRefused
 from workers.board import JobBoard
-from workers.catalogue import controlnet_names, describe_model, lora_names
-from workers.contract import JobError, ModelEntry, ModelLoad, key
+from workers.catalogue import controlnet_names, describe_model, entry_version, lora_names
+from workers.contract import JobError, ModelEntry, ModelLoad, is_newer, key
 from workers.model_folder import FoundModel, found_models
 from workers.protocols import Checkpoint, Engine, Shelf
 from workers.settings import WorkerSettings
@@ -103,6 +103,11 @@ class Repertoire:
                 cost_per_s=load.cost_per_s if load else None,
                 cost_in_flight=load.cost_in_flight if load else 0.0,
                 slots=load.slots if load else 0,
+                rows_in_flight=load.rows_in_flight if load else 0.0,
+                max_rows=self._engine.full_rows(name),
+                call_base_s=load.call_base_s if load else None,
+                call_row_s=load.call_row_s if load else None,
+                next_end_s=self._engine.next_end_s(name),
                 rows_per_step=load.rows_per_step if load else None,
                 step_s=load.step_s if load else None,
             )
@@ -188,7 +193,7 @@ class Repertoire:
         }
         for name, entry in self._entries.items():
             renewed = entry if entry.upscale_factor else entry.model_copy(update=beside)
-            if renewed != self._published.get(name):
+            if renewed != self._published.get(name) and not self._is_told_better(name):
                 self._redis.hset(key("catalogue"), name, renewed.model_dump_json())
                 self._published[name] = renewed
         gone = self._published.keys() - self._entries.keys()
@@ -197,6 +202,13 @@ class Repertoire:
             for name in gone - served:  # another worker may serve it still; until our next beat we seem to
                 self._redis.hdel(key("catalogue"), name)
                 del self._published[name]
+
+    def _is_told_better(self, name: str) -> bool:
+        """A living worker of a newer version tells of this model: its entry may have what ours does not know."""
+        version = entry_version(self._redis.hget(key("catalogue"), name))
+        if not is_newer(version):
+            return False
+        return any(name in beat.models and beat.contract_version >= version for beat in self._board.beats())
 
     def _note_wishes(self) -> None:
         for name, wish in self._board.wishes().items():

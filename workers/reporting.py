@@ -13,13 +13,14 @@ import time
 from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Literal
 
 import redis
 import structlog
 
 from models.counts import observe
-from workers.contract import Outcome, WorkerBeat, key
+from workers.contract import Outcome, RowCeiling, WorkerBeat, key
 from workers.held_job import HeldJob, Promise
 from workers.io_pool import IOPool
 from workers.jobkeys import text
@@ -150,6 +151,7 @@ class Reporting:
             models=repertoire.loads(),
             faults=repertoire.faults,
             wishes=repertoire.wishes,
+            ceilings=tuple(RowCeiling(**asdict(limit)) for limit in engine.row_limits()),
             counters={**engine.counters, **self.counters},
         )
 

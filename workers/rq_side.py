@@ -29,7 +29,7 @@ from rq.worker import BaseWorker, WorkerStatus
 
 from models.errors import GenerationError
 from workers import scripts
-from workers.contract import RETENTION_S, JobRecord
+from workers.contract import RETENTION_S, JobRecord, key
 from workers.held_job import HeldJob, open_held_job
 from workers.jobkeys import SERIALIZER, text
 from workers.redis_backoff import while_there_is_memory
@@ -106,13 +106,14 @@ class RqSide(BaseWorker):
         worker_registration.register(self, pipe)
 
     def pop(self, queue: str) -> tuple[Job, Queue] | None:
-        """The first job of a queue, which moves to RQ's intermediate list. Never blocks.
+        """The job of a queue with the nearest deadline, or else the first, which moves to RQ's intermediate list. Never
+        blocks.
 
         As RQ's dequeue_any, but also when the server's memory is full: jobs that end are what gives memory back.
         """
         source = Queue(queue, connection=self.connection, serializer=SERIALIZER)
         while True:
-            popped = self._pop(keys=[source.key, source.intermediate_queue_key])
+            popped = self._pop(keys=[source.key, source.intermediate_queue_key, key("urgent", queue)])
             if popped is None:
                 return None
             with contextlib.suppress(NoSuchJobError):  # deleted with RQ's tools; the recovery drops the entry

@@ -55,6 +55,7 @@ local function record_outcome(k, job, outcome, retention)
   redis.call('EXPIRE', k.progress, ttl)
   redis.call('DEL', k.preview)
   redis.call('HDEL', k.costs, job)
+  redis.call('ZREM', k.urgent, job)
   local ended = cjson.decode(outcome)
   redis.call('HINCRBY', k.ended, ended.status, 1)
   if type(ended.error) == 'table' then redis.call('HINCRBY', k.ended, 'code:' .. ended.error.code, 1) end
@@ -76,7 +77,7 @@ end
 _KEYS = """
 local k = {}
 for i, name in ipairs({'rq_job', 'record', 'queue', 'intermediate', 'lease', 'canceled', 'progress', 'preview',
-                       'costs', 'index', 'gone', 'events', 'queues', 'doorbell', 'suspects', 'ended'}) do
+                       'costs', 'index', 'gone', 'events', 'queues', 'doorbell', 'suspects', 'ended', 'urgent'}) do
   k[name] = KEYS[i]
 end
 local job = ARGV[1]
@@ -90,7 +91,16 @@ _HEAD = _ALLOW_OOM + _HEAD_WITHIN_MEMORY
 POP = (
     _ALLOW_OOM
     + """
--- KEYS: queue, intermediate. The first job of a queue moves to the list of those that are not started yet.
+-- KEYS: queue, intermediate, urgent. A job of the queue moves to the list of those that are not started yet: that with
+-- the nearest deadline, or else the first.
+local nearest = redis.call('ZPOPMIN', KEYS[3])[1]
+while nearest do
+  if redis.call('LREM', KEYS[1], 1, nearest) == 1 then
+    redis.call('RPUSH', KEYS[2], nearest)
+    return nearest
+  end
+  nearest = redis.call('ZPOPMIN', KEYS[3])[1]  -- that one was taken out with RQ's tools
+end
 return redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
 """
 )

@@ -90,12 +90,12 @@ class WorkerSettings(BaseSettings):
         "device computes in parallel, and slower for whoever waits for the step. Default: found out by the engine.",
     )
     lease_s: float = Field(
-        15.0,
+        10.0,
         gt=0,
         description="Seconds without a heartbeat after which other workers take this worker's jobs. Shorter recovers "
         "faster from a crash; longer forgives longer stalls of Redis or of the machine.",
     )
-    beat_s: float = Field(5.0, gt=0, description="Seconds between heartbeats; at most a third of the lease.")
+    beat_s: float = Field(3.0, gt=0, description="Seconds between heartbeats; at most a third of the lease.")
     stall_s: float = Field(
         600.0,
         gt=0,
@@ -103,7 +103,7 @@ class WorkerSettings(BaseSettings):
         "its jobs go to others. Set it well above your slowest step.",
     )
     maintenance_interval_s: float = Field(
-        5.0, gt=0, description="Seconds between looks for jobs of dead workers; workers share the work."
+        2.0, gt=0, description="Seconds between looks for jobs of dead workers; workers share the work."
     )
     recovery_age_s: float = Field(
         5.0,

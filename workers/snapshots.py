@@ -116,7 +116,7 @@ class Snapshots:
         kept = self._by_job.pop(held.id, None)
         if kept is not None and kept.has_files:
             erasing = self._io_pool.start(_erase_after, kept.writing, self._store, held.id)
-            erasing.add_done_callback(lambda work: _log_failure(work, held.id, "erased"))
+            erasing.add_done_callback(lambda work: _log_failure(work, held, "erased"))
 
     def _of(self, held: HeldJob) -> _Kept:
         return self._by_job.setdefault(held.id, _Kept(time.monotonic() + self._interval_s))
@@ -127,7 +127,7 @@ class Snapshots:
         kept = self._of(held)
         kept.has_files = True
         future = start(work, *args)
-        future.add_done_callback(lambda done: _log_failure(done, held.id, "saved"))
+        future.add_done_callback(lambda done: _log_failure(done, held, "saved"))
         kept.writing.append(future)
         return future
 
@@ -137,6 +137,6 @@ def _erase_after(writing: Collection[Future[None]], store: Store, job_id: str) -
     erase_saved(store, job_id)
 
 
-def _log_failure(work: Future[None], job_id: str, what: str) -> None:
+def _log_failure(work: Future[None], held: HeldJob, what: str) -> None:
     if not work.cancelled() and (error := work.exception()) is not None:
-        log.warning(f"a snapshot could not be {what}", job=job_id, error=repr(error))
+        log.warning(f"a snapshot could not be {what}", **held.names, error=repr(error))

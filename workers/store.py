@@ -23,12 +23,16 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 
 from workers.contract import created_at_of, slug
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 _LEVELS = (6, 8)
 """Hex digits of the id that name the first and, from there, the second folder level."""
+TIMEOUT_S = 60.0
+"""A call of a store elsewhere that takes longer counts as refused. Clients have limits of their own, but with their
+repeats these add up to many minutes, for which a line that has died would hold a job and a thread."""
 _STRAY_AGE_S = 24 * 3600
 """Age at which a temporary file is rubbish whoever wrote it: on a shared disk its process cannot be asked after."""
 
@@ -211,14 +215,10 @@ class RemoteStore:
             ) from error
 
     def put(self, job_id: str, name: str, data: bytes) -> None:
-        target = self._object(job_id, name)
-        with _refusals_as_os_errors():
-            self._files.pipe_file(target, data)
+        self._call("pipe_file", self._object(job_id, name), data)
 
     def get(self, job_id: str, name: str) -> bytes:
-        source = self._object(job_id, name)
-        with _refusals_as_os_errors():
-            data: bytes = self._files.cat_file(source)
+        data: bytes = self._call("cat_file", self._object(job_id, name))
         return data
 
     def path(self, job_id: str, name: str) -> Path | None:
@@ -231,9 +231,9 @@ class RemoteStore:
 
     def erase(self, job_id: str) -> None:
         folder = "/".join((self._root, *_place(job_id)))
-        with contextlib.suppress(FileNotFoundError), _refusals_as_os_errors():
-            self._files.invalidate_cache()  # other processes write here too
-            self._files.rm(folder, recursive=True)
+        self._files.invalidate_cache()  # other processes write here too
+        with contextlib.suppress(FileNotFoundError):
+            self._call("rm", folder, recursive=True)
 
     def used_bytes(self) -> int:
         with _refusals_as_os_errors():
@@ -253,13 +253,20 @@ class RemoteStore:
                 erased += 1
         return erased
 
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """One call of the client. It is given up after TIMEOUT_S where that can be done, as with all async ones."""
+        with _refusals_as_os_errors():
+            if isinstance(self._files, AsyncFileSystem):
+                call = getattr(self._files, f"_{name}")
+                return sync(self._files.loop, call, *args, timeout=TIMEOUT_S, **kwargs)
+            return getattr(self._files, name)(*args, **kwargs)
+
     def _object(self, job_id: str, name: str) -> str:
         return "/".join((self._root, *_place(job_id), _checked(name)))
 
     def _names(self, *folders: str) -> list[str]:
         try:
-            with _refusals_as_os_errors():
-                entries: list[Any] = self._files.ls("/".join((self._root, *folders)), detail=False)
+            entries: list[Any] = self._call("ls", "/".join((self._root, *folders)), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries]

@@ -26,8 +26,10 @@ import redis
 import structlog
 
 from workers.assembly import WorkerParts
+from workers.connection import DOORBELL_BLOCK_S
 from workers.contract import key
 from workers.farewell import Farewell
+from workers.heap import Heap
 from workers.held_jobs import HeldJobs
 from workers.redis_backoff import RedisBackoff
 from workers.reporting import State
@@ -40,8 +42,6 @@ EXIT_FATAL = 70
 """A fault that only a fresh process heals (a lost device)."""
 EXIT_FORCED = 143
 """A second SIGTERM, before the hand-over was done."""
-_IDLE_BLOCK_S = 1.0
-"""Longest wait at the doorbells: signals and commands are noticed after it."""
 _NAP_S = 0.02
 _PUBLISH_S = 1.0
 _SWEEP_S = 600.0
@@ -66,6 +66,7 @@ class Worker:
         self._lock = threading.Lock()
         """Held by the loop except where it may take long and changes no job: in the engine, and at rest."""
         self._farewell = Farewell(parts, self._jobs, self._lock)
+        self._heap = Heap()
         self._signals = 0
         self._is_draining = False
         self._state: State = "loading"
@@ -248,6 +249,7 @@ class Worker:
     def _keep_up(self) -> None:
         """Recovery, the sweep of old files, and our own status, each when it is time to."""
         now, settings = time.monotonic(), self._parts.settings
+        self._parts.ceilings.exchange(self._parts.engine)
         if now >= self._publish_at:
             if self._parts.repertoire.keep_up(self._models_in_use):
                 self._parts.heartbeat.hurry()
@@ -268,16 +270,18 @@ class Worker:
     def _rest(self) -> None:
         """Wait only when there is nothing to do: for the pool, for Redis, or for the doorbells."""
         if not self._parts.engine.is_idle or self._is_over:
+            self._heap.busy()
             return
         if self._jobs.all or not self._backoff.is_up or self._parts.admission.has_more:
             self._parts.wake.wait(_NAP_S)
         elif self._parts.admission.is_suspended or self._is_draining:
-            self._parts.wake.wait(_IDLE_BLOCK_S)
+            self._parts.wake.wait(DOORBELL_BLOCK_S)
         else:
+            self._heap.idle(time.monotonic())
             self._wait_for_doorbell()
 
     def _wait_for_doorbell(self) -> None:
-        timeout_s = min(_IDLE_BLOCK_S, self._parts.settings.beat_s, max(0.01, self._recovery_at - time.monotonic()))
+        timeout_s = min(DOORBELL_BLOCK_S, self._parts.settings.beat_s, max(0.01, self._recovery_at - time.monotonic()))
         try:
             self._parts.doorbell_client.blpop(
                 [key("doorbell", name) for name in self._parts.shelf.names()], timeout=timeout_s

@@ -53,7 +53,15 @@ _BODY: dict[str, Any] = {
 }
 _PROBLEMS = problems(
     *("json_invalid", "json_too_deep", "multipart_invalid", "body_incomplete", "idempotency_key_invalid"),
-    *("key_required", "key_unknown", "origin_refused", "body_timeout", "body_too_large", "content_type_unsupported"),
+    *(
+        "key_required",
+        "key_unknown",
+        "origin_refused",
+        "priority_refused",
+        "body_timeout",
+        "body_too_large",
+        "content_type_unsupported",
+    ),
     *("host_refused", "field_invalid", "field_unknown", "prompt_empty", "prompt_too_long", "size_invalid"),
     *("steps_out_of_range", "num_images_out_of_range", "model_unknown", "task_unavailable", "sampler_unknown"),
     *("noise_schedule_unknown", "image_not_base64", "image_format_unsupported", "image_broken", "image_too_large"),

@@ -23,7 +23,7 @@ router = APIRouter(tags=["jobs"])
 CHUNK_BYTES = 64 * 1024
 JobId = Annotated[str, Path(description="The job's `id`.")]
 _COMMON = ("key_required", "key_unknown", "origin_refused", "host_refused", "redis_unavailable", "internal")
-_JOB = (*_COMMON, "job_unknown", "job_gone")
+_JOB = (*_COMMON, "job_unknown", "job_gone", "not_ready")
 
 
 @router.get(

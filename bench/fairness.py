@@ -5,8 +5,8 @@
 Starts `denoised serve` with keys of two tenants. One floods the queue; the other sends one job at a time, alone before
 and beside the flood: the ratio of the medians is what the flood costs it. Then the flood is watched: the ETA told when
 a job was queued, and one told while it ran, against the moment it ended. At last a second server with a short queue is
-filled up, and Retry-After is compared with the seconds until a job is let in. Errors are relative to the truth. The last
-line is one JSON object.
+filled up, and Retry-After is compared with the seconds until a job is let in. Errors are relative to the truth. The
+last line is one JSON object.
 """
 
 from __future__ import annotations

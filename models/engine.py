@@ -230,10 +230,12 @@ class Engine:
         """Rows of a full call of a model at its own size."""
         return self._capacity.full_rows(model)
 
-    def next_end_s(self, model: str) -> float | None:
-        """Seconds until the first of a model's jobs ends; None while nothing is known."""
+    def next_room_s(self, model: str) -> float | None:
+        """Seconds until the first of a model's jobs has taken its last step; None while nothing is known."""
         jobs = [job for job in self._jobs.values() if job.slots and job.checkpoint.name == model]
-        return min((eta_s for job in jobs if (eta_s := self._progress_of(job)[2]) is not None), default=None)
+        slowest = [max(job.slots, key=lambda slot: slot.steps_left) for job in jobs]
+        ends = [self._last_step_s(slot) for slot in slowest if not slot.is_done]
+        return min((seconds for seconds in ends if seconds is not None), default=None)
 
     def learnt(self) -> tuple[Ceiling, ...]:
         """What memory did not suffice for, here or where it was taken over from."""
@@ -582,10 +584,15 @@ class Engine:
         steps = len(slowest.table)
         if slowest.is_done:
             return steps, steps, self._meter.decode_s(slowest.key, len(self._undecoded))
-        group = self._groups.get(slowest.key, ())
-        turns = -(-sum(slot.rows for slot in group) // self._capacity.rows(slowest.key))
-        eta_s = self._meter.eta_s(slowest, max(1, turns), tuple(self._groups))
+        last_step_s = self._last_step_s(slowest)
+        eta_s = None if last_step_s is None else last_step_s + (self._meter.decode_s(slowest.key, 1) or 0.0)
         return slowest.step, steps, eta_s
+
+    def _last_step_s(self, slot: Slot) -> float | None:
+        """Seconds until a slot has taken its last step."""
+        group = self._groups.get(slot.key, ())
+        turns = -(-sum(slot.rows for slot in group) // self._capacity.rows(slot.key))
+        return self._meter.eta_s(slot, max(1, turns), tuple(self._groups))
 
 
 _NOT_FINITE = "The latents turned NaN or infinite; try another seed, more steps, less guidance or another sampler."

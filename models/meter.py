@@ -112,13 +112,13 @@ class Meter:
         return None if seconds is None else seconds * max(1, pictures)
 
     def eta_s(self, slot: Slot, turns: int, groups: Sequence[GroupKey]) -> float | None:
-        """Seconds until `slot` is a picture, if all `groups` go on in turns and its own needs `turns` calls a round;
-        None before its group was measured."""
+        """Seconds until `slot` has taken its last step, if all `groups` go on in turns and its own needs `turns` calls
+        a round; None before its group was measured."""
         own = self._step_s.get(slot.key)
         if own is None:
             return None
         others = sum(self._step_s.get(key, own) for key in groups if key != slot.key)
-        return slot.steps_left * turns * (own + others) + (self.decode_s(slot.key, 1) or 0.0)
+        return slot.steps_left * turns * (own + others) * self._overhead
 
     def loads(self, live: Mapping[str, Sequence[Slot]]) -> dict[str, LoadFigures]:
         """Per model, with its live slots."""

@@ -167,7 +167,7 @@ class FakeEngine:
     def full_rows(self, model: str) -> int:
         return self._room
 
-    def next_end_s(self, model: str) -> float | None:
+    def next_room_s(self, model: str) -> float | None:
         left = [job.request.num_inference_steps - job.step for job in self._jobs.values()]
         return self._step_s * min(left) if left else None
 

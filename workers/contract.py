@@ -388,8 +388,8 @@ class ModelLoad(Value):
     call_base_s: float | None = None
     call_row_s: float | None = None
     """A call of x rows takes call_base_s + call_row_s x seconds, with what comes between calls."""
-    next_end_s: float | None = None
-    """Seconds until the first job in the batch ends."""
+    next_room_s: float | None = None
+    """Seconds until the first job in the batch has taken its last step, which makes room."""
     rows_per_step: float | None = None
     step_s: float | None = None
 

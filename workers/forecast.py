@@ -39,7 +39,7 @@ class Speed:
     """What the live workers of one model do together. Costs in row-steps, rows in calls, at the model's own size.
 
     max_rows: of a full call of each. call_base_s, call_row_s: a call of x rows takes call_base_s + call_row_s x, with
-    what comes between calls; None while unknown. next_end_s: until the first job in a batch ends.
+    what comes between calls; None while unknown. next_room_s: until the first job in a batch makes room.
     """
 
     cost_per_s: float = 0.0
@@ -50,7 +50,7 @@ class Speed:
     max_rows: float = 0.0
     call_base_s: float | None = None
     call_row_s: float | None = None
-    next_end_s: float | None = None
+    next_room_s: float | None = None
 
     def end_s(self, place: Place, cost: float, rows: float = 1.0) -> float | None:
         """Seconds until a job at this place, of this cost and so many rows a call, has ended; None while no speed was
@@ -70,8 +70,8 @@ class Speed:
     def start_s(self, place: Place) -> float | None:
         """Seconds until the job at this place starts, which frees its place; None while no speed was measured."""
         call_s = self._call_s(self.max_rows)
-        if self.next_end_s is not None and call_s is not None:
-            return self.next_end_s + place.cost * call_s / (self.workers * self.max_rows)
+        if self.next_room_s is not None and call_s is not None:
+            return self.next_room_s + place.cost * call_s / (self.workers * self.max_rows)
         if self.cost_per_s <= 0:
             return None
         # Slots are at all stages of their work: the first of n ends after about 2/n of the mean.
@@ -169,9 +169,9 @@ def add_speeds(beats: Iterable[WorkerBeat], model: str) -> Speed:
     known = [(base, row) for base, row in lines if base is not None and row is not None]
     now = time.time()
     ends = [
-        max(0.0, load.next_end_s - max(0.0, now - beat.beat_at))
+        max(0.0, load.next_room_s - max(0.0, now - beat.beat_at))
         for beat, load in zip(able, loads, strict=True)
-        if load.next_end_s is not None
+        if load.next_room_s is not None
     ]
     return Speed(
         cost_per_s=sum(load.cost_per_s or 0.0 for load in loads),
@@ -182,7 +182,7 @@ def add_speeds(beats: Iterable[WorkerBeat], model: str) -> Speed:
         max_rows=sum(load.max_rows for load in loads) / max(1, len(loads)),
         call_base_s=sum(base for base, _ in known) / len(known) if known else None,
         call_row_s=sum(row for _, row in known) / len(known) if known else None,
-        next_end_s=min(ends, default=None),
+        next_room_s=min(ends, default=None),
     )
 
 

@@ -87,6 +87,12 @@ class Heartbeat:
         """What the next beats publish; their time is filled in."""
         self._status = status
 
+    def tell(self) -> None:
+        """Publish the status at once: forecasts live on it, and the next beat may be seconds away. Raises what Redis
+        raises."""
+        if self._status:
+            self._publish(keys=[key("workers")], args=[self._status.name, self._status.model_dump_json()])
+
     def hurry(self) -> None:
         """Beat now, and not when it is time."""
         self._wake.set()

@@ -107,7 +107,7 @@ class Repertoire:
                 max_rows=self._engine.full_rows(name),
                 call_base_s=load.call_base_s if load else None,
                 call_row_s=load.call_row_s if load else None,
-                next_end_s=self._engine.next_end_s(name),
+                next_room_s=self._engine.next_room_s(name),
                 rows_per_step=load.rows_per_step if load else None,
                 step_s=load.step_s if load else None,
             )

@@ -254,6 +254,7 @@ class Worker:
             if self._parts.repertoire.keep_up(self._models_in_use):
                 self._parts.heartbeat.hurry()
             self._publish()
+            self._parts.heartbeat.tell()
         if now >= self._recovery_at:
             self._recovery_at = now + settings.maintenance_interval_s
             self._parts.reporting.counters["jobs_recovered"] += self._parts.recovery.run()

@@ -25,7 +25,13 @@ from bench.chaos.ledger import Ledger
 from bench.chaos.stage import MODEL, TENANTS, UPSCALER, Stage, key_of
 from workers.contract import key
 
-_ERASED = {"status": "canceled", "error": None, "images": [], "resumed_from_step": None, "reproducibility": None}
+_ERASED: dict[str, Any] = {
+    "status": "canceled",
+    "error": None,
+    "images": [],
+    "resumed_from_step": None,
+    "reproducibility": None,
+}
 _ENDED = ("succeeded", "failed", "canceled")
 _STRICT_SHARE = 0.4
 _CANCEL_SHARE = 0.05

@@ -166,6 +166,22 @@ def test_a_model_is_not_gone_before_everybody_has_heard_that_it_leaves(
     assert bench.shelf.is_loaded("second")
 
 
+def test_a_worker_that_starts_does_not_take_upscalers_away_that_it_will_have_too(
+    bench: Bench, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    bench.put("x4")
+    bench.open()
+    starting = Bench(redis_client, tmp_path)
+    assert set(starting.repertoire.open()) == {"fake", "x4"}
+    starting.repertoire.load("fake")
+    starting.repertoire.publish()
+    assert bench.board.catalogue()["fake"].upscalers == ("x4",)
+    starting.shelf.broken.add("x4")
+    starting.repertoire.load("x4")
+    starting.repertoire.publish()
+    assert bench.board.catalogue()["fake"].upscalers == ()
+
+
 def test_an_upscaler_stays_for_what_is_to_be_enlarged(bench: Bench) -> None:
     bench.put("x4")
     bench.open()

@@ -187,7 +187,7 @@ class Repertoire:
         """Write the catalogue's entries that are not there as they should be. What requests may name beside a model
         (LoRA files, ControlNets, upscalers) comes and goes while the worker runs; an upscaler has nothing beside it."""
         beside = {
-            "upscalers": tuple(sorted(name for name, entry in self._entries.items() if entry.upscale_factor)),
+            "upscalers": tuple(sorted(self._upscalers())),
             "loras": lora_names(self._settings.lora_folder),
             "controlnets": controlnet_names(self._settings.controlnet_folder),
         }
@@ -209,6 +209,16 @@ class Repertoire:
         if not is_newer(version):
             return False
         return any(name in beat.models and beat.contract_version >= version for beat in self._board.beats())
+
+    def _upscalers(self) -> set[str]:
+        """Those that are loaded here, and those that will be and that others serve already: a worker that starts must
+        not take them away from requests meanwhile."""
+        own = {name for name, entry in self._entries.items() if entry.upscale_factor}
+        to_come = set(self._shelf.names()) - self._warmed - self.faults.keys()
+        if not to_come:
+            return own
+        known = self._board.catalogue()
+        return own | {name for name in to_come if name in known and known[name].upscale_factor}
 
     def _note_wishes(self) -> None:
         for name, wish in self._board.wishes().items():

@@ -109,10 +109,8 @@ class Load:
             await asyncio.sleep(self._dice.uniform(0, 3))
             self._ledger.canceled.add(document["id"])
             answer = await self._request(http, "DELETE", path, job)
-            if answer.status_code == 204:  # it had ended, and is erased now
-                document = _ERASED | {"id": document["id"]}
-            else:
-                document = answer.json()
+            # 204: it had ended, and is erased now.
+            document = _ERASED | {"id": document["id"]} if answer.status_code == 204 else answer.json()
         while document["status"] not in _ENDED:
             await asyncio.sleep(self._dice.uniform(0.2, 0.8))
             document = await self._ask(http, "GET", path, job)

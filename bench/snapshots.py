@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import choose_placement
 from models.engine import Engine
 from workers.contract import new_job_id
-from workers.io_pool import IOPool
 from workers.settings import BUNDLED_SOURCE, WorkerSettings
 from workers.snapshots import Snapshots
 from workers.store import LocalStore
@@ -43,15 +41,13 @@ class Drawing:
 
 def draw(checkpoint: Checkpoint, store: LocalStore, jobs: int, steps: int, salt: int, interval_s: float) -> None:
     engine = Engine()
-    io_pool = IOPool(store, WorkerSettings().save_threads, lambda *_: None, threading.Event())
-    snapshots = Snapshots(engine, store, io_pool, interval_s)
+    snapshots = Snapshots(engine, store, interval_s)
     held = [Drawing(new_job_id()) for _ in range(jobs)]
     for job, request in zip(held, make_requests(checkpoint, jobs, steps, salt=salt), strict=True):
         engine.admit(job.id, request, checkpoint)
     while not engine.is_idle:
         snapshots.save_due(cast(Any, held))
         engine.step()
-    io_pool.close()
 
 
 def size_of(checkpoint: Checkpoint, jobs: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -39,11 +39,16 @@ class DecodeQueue:
     def drop(self, job_id: str) -> None:
         self._waiting = deque(entry for entry in self._waiting if entry[0].job_id != job_id)
 
-    def decode_some(self, is_step_waiting: bool) -> list[Decoded]:
-        """Decode the oldest slots of one kind: what takes about as long as a step when one is waiting (at least one
-        picture), else a full batch. Raises only what ends the process."""
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(slot for slot, _ in self._waiting)
+
+    def decode_some(self, is_step_waiting: bool, turn: Callable[[Slot], int]) -> list[Decoded]:
+        """Decode slots of one kind, those whose `turn` is lowest and then the oldest: what takes about as long as a
+        step when one is waiting (at least one picture), else a full batch. Raises only what ends the process."""
         if not self._waiting:
             return []
+        self._waiting = deque(sorted(self._waiting, key=lambda entry: turn(entry[0])))
         key, autoencoder = self._waiting[0][0].key, self._waiting[0][1]
         limit = min(self._at_once, self._meter.pictures_per_step(key)) if is_step_waiting else self._at_once
         if key.is_strict:

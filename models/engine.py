@@ -130,13 +130,18 @@ class _Job:
 class Engine:
     """The running batch of one process. See the module's docstring for the order of things."""
 
-    def __init__(self, settings: EngineSettings | None = None, clock: Callable[[], float] = time.time) -> None:
-        """`clock`: unix seconds, for ceilings that are shared."""
+    def __init__(
+        self,
+        settings: EngineSettings | None = None,
+        clock: Callable[[], float] = time.time,
+        stopwatch: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: unix seconds, for ceilings that are shared. `stopwatch`: for everything else."""
         self._settings = settings or EngineSettings()
         self._capacity = Capacity(self._settings.max_rows, self._settings.probe_after_s, clock)
         self._meter = Meter()
         self._shares = Shares()
-        self._clock = clock
+        self._stopwatch = stopwatch
         self._jobs: dict[str, _Job] = {}
         self._newcomers: deque[_Job] = deque()
         self._groups: dict[GroupKey, deque[Slot]] = {}
@@ -167,7 +172,9 @@ class Engine:
         """True when the rows of one more job of this kind fit into this tenant's share of a call, or it has none of
         this kind here. So a lone tenant fills calls, and another finds room at once."""
         key = group_key(request, checkpoint)
-        rows = sum(slot.rows for slot in self._groups.get(key, ()) if self._tenant_of(slot) == tenant)
+        undecoded = [slot for slot in self._undecoded.slots if slot.key == key]
+        slots = [*self._groups.get(key, ()), *undecoded]
+        rows = sum(slot.rows for slot in slots if self._tenant_of(slot) == tenant)
         newcomers = [job for job in self._newcomers if job.standing.tenant == tenant]
         newcomers = [job for job in newcomers if group_key(job.request, job.checkpoint) == key]
         rows += sum(rows_of(job.request, checkpoint) for job in newcomers)
@@ -350,7 +357,7 @@ class Engine:
         job.mosaics, job.slots = prepared.mosaics, slots
         job.prepared_at = time.monotonic()
         for slot in slots:
-            slot.stepped_at = self._clock()
+            slot.stepped_at = self._stopwatch()
             self._groups.setdefault(slot.key, deque()).append(slot)
         for key in {slot.key for slot in slots}:
             self._settle_done(key)
@@ -382,7 +389,7 @@ class Engine:
         """One call for the slots of a group whose turn it is; they go behind their neighbours, the group behind the
         other groups, whatever came of it."""
         slots, rows_at_once = self._take_turn(key), self._capacity.rows(key)
-        started = self._clock()
+        started = self._stopwatch()
         try:
             checkpoint = self._jobs[slots[0].job_id].checkpoint
             broken = step_together(checkpoint.denoiser, slots, rows_at_once, self._rows_exactly(key, checkpoint))
@@ -391,7 +398,7 @@ class Engine:
                 raise
             events = self._step_failed(key, slots, error)
         else:
-            self._count_call(key, slots, rows_at_once, self._clock() - started)
+            self._count_call(key, slots, rows_at_once, self._stopwatch() - started)
             job_ids = dict.fromkeys(slot.job_id for slot in broken)
             events = [self._break(job_id, NotFinite(_NOT_FINITE)) for job_id in job_ids]
         self._settle_done(key)
@@ -399,7 +406,7 @@ class Engine:
         return events
 
     def _count_call(self, key: GroupKey, slots: Sequence[Slot], rows_allowed: int, seconds: float) -> None:
-        rows, now = sum(slot.rows for slot in slots), self._clock()
+        rows, now = sum(slot.rows for slot in slots), self._stopwatch()
         self._meter.stepped(key, slots, rows_allowed, seconds)
         for slot in slots:
             self._shares.charge(self._jobs[slot.job_id].standing, seconds * slot.rows / rows)
@@ -407,7 +414,7 @@ class Engine:
 
     def _next_group(self) -> GroupKey:
         """That which has waited longest of those with the most urgent picture of the tenant who has had least."""
-        now = self._clock()
+        now = self._stopwatch()
         leader = self._shares.order({self._tenant_of(slot) for group in self._groups.values() for slot in group})[0]
         urgencies = {
             key: min(self._urgency(slot, now) for slot in group if self._tenant_of(slot) == leader)
@@ -431,7 +438,7 @@ class Engine:
         """One slot of each tenant, and again, while each has one and the ceiling allows it; at least one in all. Then
         those of whoever has more, as long as the call hardly gets longer by them. Of a tenant's slots the most urgent
         come first, then those that have waited longest."""
-        now, room = self._clock(), self._capacity.rows(key)
+        now, room = self._stopwatch(), self._capacity.rows(key)
         waiting: dict[str, deque[Slot]] = {}
         for slot in sorted(self._groups[key], key=lambda slot: self._urgency(slot, now)):
             waiting.setdefault(self._tenant_of(slot), deque()).append(slot)
@@ -510,7 +517,14 @@ class Engine:
 
     def _decode_some(self) -> list[Event]:
         events: list[Event | None] = []
-        for slot, picture in self._undecoded.decode_some(is_step_waiting=bool(self._groups)):
+        started = self._stopwatch()
+        owners = {slot.job_id: self._tenant_of(slot) for slot in self._undecoded.slots}
+        order = self._shares.order(set(owners.values()))
+        decoded = self._undecoded.decode_some(bool(self._groups), lambda slot: order.index(owners[slot.job_id]))
+        seconds = (self._stopwatch() - started) / max(1, len(decoded))
+        for slot, _ in decoded:
+            self._shares.charge(self._jobs[slot.job_id].standing, seconds)
+        for slot, picture in decoded:
             if slot.job_id not in self._jobs:
                 continue  # broken by a picture before it
             if isinstance(picture, Exception):

@@ -47,6 +47,8 @@ class Shares:
 
     def enter(self, tenant: str, present: Collection[str]) -> None:
         """A tenant comes that is not among those `present`: it has no claim on the time before."""
+        if not present:
+            self._clocks.clear()  # nobody is owed anything
         now = min((self._clocks[other] for other in present), default=0.0)
         # Who is away keeps only what it is ahead.
         self._clocks = {name: clock for name, clock in self._clocks.items() if name in present or clock > now}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.autoencoder import Autoencoder
 from models.call_cost import CallCost
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.denoiser import Denoiser, Rows
@@ -70,7 +72,7 @@ def flood(engine: Engine, checkpoint: Checkpoint, jobs: int, *, width: int = 64,
 
 
 def idle_latency(checkpoint: Checkpoint, device: Device) -> float:
-    engine = Engine(EngineSettings(max_rows=16), clock=device)
+    engine = Engine(EngineSettings(max_rows=16), stopwatch=device)
     engine.admit("lone", make_request(num_inference_steps=12), checkpoint, standing=Standing("lone"))
     return run(engine, device, "lone")
 
@@ -82,7 +84,7 @@ def test_a_lone_job_beside_a_flood_takes_at_most_three_times_its_idle_latency(
 ) -> None:
     device.row_s, device.base_s = row_s, base_s
     idle = idle_latency(checkpoint, device)
-    engine = Engine(EngineSettings(max_rows=16), clock=device)
+    engine = Engine(EngineSettings(max_rows=16), stopwatch=device)
     for width in widths:
         flood(engine, checkpoint, 8, width=width)
     for _ in range(10):
@@ -92,7 +94,7 @@ def test_a_lone_job_beside_a_flood_takes_at_most_three_times_its_idle_latency(
 
 
 def test_a_flood_alone_fills_its_calls(checkpoint: Checkpoint, device: Device) -> None:
-    engine = Engine(EngineSettings(max_rows=16), clock=device)
+    engine = Engine(EngineSettings(max_rows=16), stopwatch=device)
     flood(engine, checkpoint, 8)
     engine.step()
     started = device.now
@@ -101,7 +103,7 @@ def test_a_flood_alone_fills_its_calls(checkpoint: Checkpoint, device: Device) -
 
 
 def test_many_tenants_with_a_job_each_share_full_calls(checkpoint: Checkpoint, device: Device) -> None:
-    engine = Engine(EngineSettings(max_rows=16, prepare_at_once=16), clock=device)
+    engine = Engine(EngineSettings(max_rows=16, prepare_at_once=16), stopwatch=device)
     for index in range(8):
         flood(engine, checkpoint, 1, tenant=f"tenant {index}")
     engine.step()
@@ -110,7 +112,7 @@ def test_many_tenants_with_a_job_each_share_full_calls(checkpoint: Checkpoint, d
 
 def test_where_rows_cost_nothing_a_flood_fills_the_rest_of_the_calls(checkpoint: Checkpoint, device: Device) -> None:
     device.row_s, device.base_s = 0.1, 10.0
-    engine = Engine(EngineSettings(max_rows=16, prepare_at_once=16), clock=device)
+    engine = Engine(EngineSettings(max_rows=16, prepare_at_once=16), stopwatch=device)
     flood(engine, checkpoint, 8)
     for rows in (2, 8):  # what the warm-up finds out
         engine._meter.called("tiny", rows, 10.0 + 0.1 * rows)
@@ -122,7 +124,7 @@ def test_where_rows_cost_nothing_a_flood_fills_the_rest_of_the_calls(checkpoint:
 def test_a_high_job_has_twice_the_time_of_another_tenants_and_a_low_one_half(
     checkpoint: Checkpoint, device: Device
 ) -> None:
-    engine = Engine(EngineSettings(max_rows=2), clock=device)
+    engine = Engine(EngineSettings(max_rows=2), stopwatch=device)
     for index, priority in enumerate((HIGH, NORMAL, LOW)):
         request = make_request(num_inference_steps=400)
         engine.admit(str(index), request, checkpoint, standing=Standing(str(index), priority))
@@ -135,7 +137,7 @@ def test_a_high_job_has_twice_the_time_of_another_tenants_and_a_low_one_half(
 def test_among_ones_own_jobs_the_more_urgent_come_first_and_none_starves(
     checkpoint: Checkpoint, device: Device
 ) -> None:
-    engine = Engine(EngineSettings(max_rows=2, prepare_at_once=8), clock=device)
+    engine = Engine(EngineSettings(max_rows=2, prepare_at_once=8), stopwatch=device)
     standings = [Standing("ann", LOW), Standing("ann"), Standing("ann", deadline=10.0), Standing("ann", HIGH)]
     for index, standing in enumerate(standings):
         engine.admit(str(index), make_request(num_inference_steps=500), checkpoint, standing=standing)
@@ -176,6 +178,38 @@ def test_tenants_that_always_have_work_never_drift_apart(turns: list[tuple[str, 
         had[standing.tenant] += seconds / standing.weight
         longest = max(longest, seconds / standing.weight)
         assert max(had.values()) - min(had.values()) <= longest * (1 + 1e-9)
+
+
+def test_what_a_tenant_had_while_nobody_else_was_there_is_not_held_against_it() -> None:
+    shares = Shares()
+    shares.enter("ann", ())
+    shares.charge(Standing("ann"), 3600.0)
+    shares.enter("bob", ())  # the engine was idle in between
+    shares.enter("ann", ("bob",))
+    shares.charge(Standing("bob"), 1.0)
+    assert shares.order(("ann", "bob")) == ["ann", "bob"]
+
+
+def test_pictures_of_a_flood_that_wait_for_their_decoder_do_not_hold_up_anothers(
+    checkpoint: Checkpoint, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Autoencoder.decode
+
+    def timed(autoencoder: Autoencoder, latents: torch.Tensor, whole_up_to: int | None = None) -> Any:
+        device.now += 3.0 * len(latents)
+        return decode(autoencoder, latents, whole_up_to)
+
+    monkeypatch.setattr(Autoencoder, "decode", timed)
+    engine = Engine(EngineSettings(max_rows=16, decode_at_once=1, prepare_at_once=16), stopwatch=device)
+    for index in range(8):
+        request = make_request(seed=index, num_inference_steps=2)
+        engine.admit(f"flood {index}", request, checkpoint, standing=Standing("flood"))
+    for _ in range(2):
+        engine.step()
+    assert not engine.has_room(make_request(num_images=2), checkpoint, "flood"), "what is not decoded takes room"
+    engine.admit("lone", make_request(num_inference_steps=1), checkpoint, standing=Standing("lone"))
+    events = [event for _ in range(2) for event in engine.step()]
+    assert any(isinstance(event, Drawn) and event.job_id == "lone" for event in events)
 
 
 def test_who_comes_back_has_no_claim_on_the_time_that_it_was_away() -> None:

@@ -358,6 +358,32 @@ def test_the_nearest_deadline_comes_first_and_what_is_too_late_fails(fleet: Flee
     assert not fleet.client.exists(key("urgent", fleet.view(waiting).record.queue))
 
 
+def test_a_deadline_keeps_its_place_when_its_job_goes_back_to_the_queue(fleet: Fleet) -> None:
+    worker = fleet.start(FAKE_ROOM="1", **SLOW)
+    (first,) = fleet.submit(make_submission(steps=MANY, deadline_s=500))
+    fleet.wait_running([first])
+    late, near = fleet.submit(make_submission(deadline_s=450), make_submission(deadline_s=400))
+    urgent = key("urgent", fleet.view(first).record.queue)
+    time.sleep(0.3)  # it has tried to take one, and put it back
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert [raw.decode() for raw in fleet.client.zrange(urgent, 0, -1)] == [near, late, first]
+    for job_id in (first, late, near):
+        fleet.board.cancel(job_id)
+    assert not fleet.client.exists(urgent)
+
+
+def test_a_model_that_found_no_room_and_waits_no_more_drives_nobody_out(fleet: Fleet) -> None:
+    fleet.start(DENOISED_MODELS="fake=fake,other=other", FAKE_PLACES="1", DENOISED_PATIENCE_S="0.5", **SLOW)
+    (long,) = fleet.submit(make_submission(steps=100))
+    fleet.wait_running([long], step=10)
+    (other,) = fleet.submit(make_submission(model="other"))
+    time.sleep(0.25)  # it has asked for room
+    fleet.board.cancel(other)
+    (view,) = fleet.wait_ended([long])
+    assert view.record.claims == 1, fleet.logs()
+
+
 def test_what_is_too_late_fails_where_it_waits_though_nobody_has_room_for_it(fleet: Fleet) -> None:
     fleet.start(FAKE_ROOM="1", **SLOW)
     running, late = fleet.submit(make_submission(steps=MANY), make_submission(steps=10))

@@ -84,15 +84,19 @@ class Admission:
 
         Raises what Redis raises; a job that was halfway then is taken up at the next call.
         """
+        taken = 0
         if self._halfway:
-            yield from self._claim(self._halfway)
+            for held in self._claim(self._halfway):
+                taken = count if held.is_delicate else taken + 1
+                yield held
         self.is_suspended, waiting = self._lookout.look(shelf.names())
+        if self._blocked is not None and all(queue.model != self._blocked[0] for queue in waiting):
+            self._blocked = None  # its jobs were canceled, or others have taken them
         self._for_newer = {
             queue.queue: self._for_newer[queue.queue] for queue in waiting if queue.queue in self._for_newer
         }
         now = time.monotonic()
         queues = {queue.queue: queue for queue in waiting if self._for_newer.get(queue.queue, now) <= now}
-        taken = 0
         while queues and not self.is_suspended and taken < count:
             candidates = [
                 queue

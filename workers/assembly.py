@@ -83,7 +83,7 @@ def assemble(
         admission=Admission(rq, leases, board, settings, crash_point),
         reporting=Reporting(client, leases, io_pool, rq.name),
         repertoire=Repertoire(client, board, settings, engine, shelf),
-        snapshots=Snapshots(engine, store, io_pool, settings.snapshot_interval_s),
+        snapshots=Snapshots(engine, store, settings.snapshot_interval_s),
         recovery=Recovery(client, board, settings, shelf.names, rq.tell),
         ceilings=Ceilings(client),
         wake=wake,

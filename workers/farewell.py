@@ -3,7 +3,7 @@
 Owns the thread that hears SIGTERM and SIGINT and the order of what happens then. Waits for no call of the network: the
 last step that was committed is saved, the jobs go back to the front of their queues, and the process ends.
 
-    signal ─> what is drawn and all but written: committed ─> the rest: saved, handed back ─> good-bye ─> exit 0
+    signal ─> what is in flight: saved ─> what is all but written: committed ─> the rest: handed back ─> exit 0
 
 The loop is stopped by its lock. Where that is not to be had at once (it loads a model, or Redis is silent) the loop is
 not waited for: whoever may end or take a job is decided in Redis (`workers.scripts`), and two threads of one worker
@@ -29,11 +29,13 @@ from workers.held_jobs import HeldJobs
 
 log = structlog.get_logger(__name__)
 
-GRACE_S = 4.0
+GRACE_S = 3.0
 """Seconds until the jobs are handed back, whatever could not be saved by then."""
+_LONGEST_S = 4.8
+"""Then the process ends, whatever it is about; others find its jobs when their leases end."""
 _LOCK_S = 1.0
-_WRITING_S = 1.5
-"""Share of the grace in which pictures that are being written may be finished."""
+_WRITING_S = 1.0
+"""In which pictures that are being written may be finished."""
 
 
 class Farewell:
@@ -63,6 +65,9 @@ class Farewell:
         while self._reader.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
             pass
         self.has_begun = True
+        last_moment = threading.Timer(_LONGEST_S, os._exit, (0,))  # Redis may hold each of the calls for seconds
+        last_moment.daemon = True
+        last_moment.start()
         self._parts.wake.set()
         try:
             self._hand_over(time.monotonic() + GRACE_S)
@@ -73,10 +78,10 @@ class Farewell:
 
     def _hand_over(self, until: float) -> None:
         is_alone = self._lock.acquire(timeout=_LOCK_S)  # and never released
+        self._parts.snapshots.save_now(self._jobs.all, until)
         if is_alone:
             with _unless_redis_is_away():
                 self._jobs.finish_writing(time.monotonic() + _WRITING_S)
-        self._parts.snapshots.save_now(self._jobs.all, until)
         with _unless_redis_is_away():
             self._jobs.hand_back(is_blamed=False)
         with _unless_redis_is_away():

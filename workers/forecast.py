@@ -63,6 +63,7 @@ class Speed:
             own_s = self._call_s(self.rows_in_flight / self.workers + rows)
             return None if own_s is None else calls * own_s
         speed = self.workers * self.max_rows / call_s
+        calls *= max(1.0, rows / self.max_rows)  # one that is larger than a call takes several
         # It starts when there is room in a full batch, whose pictures are half done by then.
         before = self.cost_in_flight + place.cost - self.workers * self.max_rows * calls / 2
         return max(0.0, before) / speed + calls * call_s

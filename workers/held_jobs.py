@@ -320,8 +320,8 @@ class HeldJobs:
                 return
             held.is_committed = True
             log.info(outcome.status, **held.names)
-            self._parts.reporting.count_end(held, outcome)
             self._parts.snapshots.erase(held)
+            self._parts.reporting.count_end(held, outcome)
         self._parts.admission.crash_point("committed")
         try:
             self._parts.rq.finish(held)
@@ -350,8 +350,8 @@ class HeldJobs:
         held.parking = None
         if held.phase in ("reading", "ready", "drawing"):
             log.info("parked", **held.names)
+            self._hand_back(held, is_blamed=False)  # may raise; then it goes on, and is parked later
             self._leave_engine(held)
-            self._hand_back(held, is_blamed=False)
 
     def finish_writing(self, until: float) -> None:
         """Commit what is drawn and will be written by `until` (monotonic), and what has an outcome. Raises what Redis
@@ -382,4 +382,4 @@ class HeldJobs:
         self._parts.heartbeat.drop(held.lease)
         self._parts.snapshots.release(held)
         self._parts.admission.reopen()
-        del self._by_id[held.id]
+        self._by_id.pop(held.id, None)  # the farewell may have been faster

@@ -74,36 +74,35 @@ class IOPool:
 
         Raises what the request is at fault for (GenerationError) and OSError when the store refuses.
         """
-        return self.start(_read, self._store, self._read_ahead, record, checkpoint)
+        return self._start(_read, self._store, self._read_ahead, record, checkpoint)
 
     def enlarge(self, record: JobRecord, drawn: Drawn, canvas: Canvas | None, upscaler: Any) -> Future[Brought]:
         """What the second half of a job begins with: its drawn pictures, pasted, and the request to enlarge them."""
-        return self.start(_enlarge, self._read_ahead, record, drawn, canvas, upscaler)
+        return self._start(_enlarge, self._read_ahead, record, drawn, canvas, upscaler)
 
     def save(
         self, record: JobRecord, execution: str, drawn: Drawn, model_digest: str, canvas: Canvas | None = None
     ) -> Future[tuple[Picture, ...]]:
         """Pastes into the canvas, encodes and stores all pictures; then they are durable. May be repeated."""
-        return self.start(_save, self._store, record, execution, drawn, model_digest, canvas)
+        return self._start(_save, self._store, record, execution, drawn, model_digest, canvas)
 
     def preview(self, pixels: np.ndarray, canvas: Canvas | None = None) -> Future[bytes]:
         """A preview's file."""
-        return self.start(_preview, pixels, canvas)
+        return self._start(_preview, pixels, canvas)
 
     def try_store(self) -> Future[None]:
         """Writes a file and removes it. Raises OSError when the store refuses."""
-        return self.start(_try_store, self._store)
+        return self._start(_try_store, self._store)
 
     def sweep(self, older_than_s: float, is_alive: Callable[[str], bool]) -> Future[int]:
         """Erases the files of expired jobs."""
-        return self.start(self._store.expire, older_than_s, is_alive)
+        return self._start(self._store.expire, older_than_s, is_alive)
 
     def close(self) -> None:
         """Waits for what runs; what has not begun never will."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def start(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Any other work."""
+    def _start(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
         future = self._pool.submit(work, *args)
         future.add_done_callback(lambda _: self._wake.set())
         return future

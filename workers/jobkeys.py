@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 SERIALIZER = "json"
 """RQ's name for it. Nothing from Redis is ever unpickled."""
-_FOR_SCRIPTS = frozenset({"tenant", "companions"})
+_FOR_SCRIPTS = frozenset({"tenant", "companions", "deadline"})
 """Fields of the hash that are no part of the record."""
 _UNREADABLE = (ValueError, RecursionError)
 """What reading raises, ValidationError and UnicodeDecodeError among them."""
@@ -134,7 +134,8 @@ def record_fields(record: JobRecord, companions: Iterable[str] = ()) -> dict[Any
 
     `companions`: keys of strings that end with the job's id and expire when its record does.
     """
-    return {
+    urgent = {} if record.submission.deadline_s is None else {"deadline": repr(record.deadline)}
+    return urgent | {
         "id": record.id,
         "tenant": record.submission.tenant,
         "submission": record.submission.model_dump_json(),

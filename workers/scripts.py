@@ -40,6 +40,11 @@ local function ring(doorbell, job)
   redis.call('LTRIM', doorbell, 0, {DOORBELL_LENGTH - 1})
   redis.call('EXPIRE', doorbell, {DOORBELL_TTL_S})
 end
+local function to_front(k, job)
+  redis.call('LPUSH', k.queue, job)
+  local deadline = redis.call('HGET', k.record, 'deadline')
+  if deadline then redis.call('ZADD', k.urgent, deadline, job) end
+end
 local function stamp(seconds)
   return string.format('%.3f', seconds)
 end
@@ -264,7 +269,7 @@ if blame ~= '1' then
   redis.call('HDEL', k.record, 'execution')
   redis.call('DEL', k.progress, k.preview)
 end
-redis.call('LPUSH', k.queue, job)
+to_front(k, job)
 redis.call('SADD', k.queues, name)
 ring(k.doorbell, job)
 emit(k.events, job, 'status')
@@ -292,7 +297,7 @@ PUT_BACK = (
     + """
 -- ARGV: job. A popped job that was not claimed goes back to the front of its queue.
 if redis.call('LREM', k.intermediate, 1, job) == 0 then return 'lost' end
-redis.call('LPUSH', k.queue, job)
+to_front(k, job)
 return 'queued'
 """
 )
@@ -332,7 +337,7 @@ redis.call('LREM', k.intermediate, 0, job)
 redis.call('HDEL', k.suspects, job)
 redis.call('HSET', k.rq_job, 'status', 'queued')
 redis.call('HDEL', k.record, 'started_at')
-redis.call('LPUSH', k.queue, job)
+to_front(k, job)
 redis.call('SADD', k.queues, name)
 ring(k.doorbell, job)
 emit(k.events, job, 'status')

@@ -15,7 +15,6 @@ from typing import Any
 import structlog
 
 from workers.held_job import HeldJob
-from workers.io_pool import IOPool
 from workers.protocols import Engine
 from workers.saved import erase_saved, write_first, write_steps
 from workers.store import Store
@@ -45,10 +44,11 @@ class _Kept:
 class Snapshots:
     """Those of one worker's jobs. interval_s: seconds between two of a job; 0 saves none while it is drawn."""
 
-    def __init__(self, engine: Engine, store: Store, io_pool: IOPool, interval_s: float) -> None:
+    def __init__(self, engine: Engine, store: Store, interval_s: float) -> None:
         self._engine = engine
         self._store = store
-        self._io_pool = io_pool
+        # One thread of its own: a slow store must not keep reads and finished pictures waiting for snapshots.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
         self._interval_s = interval_s
         self._by_job: dict[str, _Kept] = {}
         self._look_at = 0.0
@@ -69,7 +69,7 @@ class Snapshots:
             snapshot = self._engine.snapshot(held.id)
             if snapshot is not None and held.steps_before + snapshot.step > kept.step:
                 kept.step = held.steps_before + snapshot.step
-                self._write(held, self._io_pool.start, write_steps, self._store, held.id, snapshot)
+                self._write(held, self._pool.submit, write_steps, self._store, held.id, snapshot)
 
     def save(self, held: HeldJob) -> Future[None]:
         """Begin to save what a job has come to by now, whatever was saved before."""
@@ -78,13 +78,13 @@ class Snapshots:
             nothing: Future[None] = Future()
             nothing.set_result(None)
             return nothing
-        return self._write(held, self._io_pool.start, write_steps, self._store, held.id, snapshot)
+        return self._write(held, self._pool.submit, write_steps, self._store, held.id, snapshot)
 
     def save_first(self, held: HeldJob) -> None:
         """Begin to save what was drawn, which is to be enlarged."""
         if held.first is not None and self._interval_s:
             args = self._store, held.first, held.steps_before, held.digest
-            self._write(held, self._io_pool.start, write_first, *args)
+            self._write(held, self._pool.submit, write_first, *args)
 
     def take_up(self, held: HeldJob, step: int) -> None:
         """A job goes on from what an earlier worker saved at `step`."""
@@ -94,7 +94,7 @@ class Snapshots:
     def save_now(self, jobs: Collection[HeldJob], until: float) -> None:
         """Save the last committed step of every job; returns at `until` (monotonic) at the latest.
 
-        For any thread, whatever the engine is busy with; with threads of its own, since those of the pool may be.
+        For any thread, whatever the engine is busy with; with more threads than otherwise.
         """
         pool = ThreadPoolExecutor(_FAREWELL_THREADS, thread_name_prefix="farewell")
         for held in jobs:
@@ -114,8 +114,9 @@ class Snapshots:
     def erase(self, held: HeldJob) -> None:
         """The job has ended."""
         kept = self._by_job.pop(held.id, None)
-        if kept is not None and kept.has_files:
-            erasing = self._io_pool.start(_erase_after, kept.writing, self._store, held.id)
+        writing = kept.writing if kept else []
+        if (kept is not None and kept.has_files) or held.record.claims > 1:  # another worker may have left some
+            erasing = self._pool.submit(_erase_after, writing, self._store, held.id)
             erasing.add_done_callback(lambda work: _log_failure(work, held, "erased"))
 
     def _of(self, held: HeldJob) -> _Kept:

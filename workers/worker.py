@@ -241,6 +241,8 @@ class Worker:
         sated = jobs.sated(settings.max_jobs)
         for held in parts.admission.take(parts.engine, parts.shelf, self._models_in_use, room, sated):
             jobs.receive(held)
+            if self._farewell.has_begun:
+                break
 
     @property
     def _models_in_use(self) -> frozenset[str]:

@@ -88,6 +88,7 @@ async def measure_retries(client: httpx2.AsyncClient, chance: random.Random, rou
     errors: list[float] = []
     while len(errors) < rounds:
         body = make_body(chance, 30) | {"num_images": 4}
+        await asyncio.sleep(chance.uniform(0.3, 3.0))  # clients come when they come, not when room was just taken
         answer = await client.post("/generate", json=body)
         if answer.status_code == 202:
             continue

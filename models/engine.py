@@ -238,11 +238,15 @@ class Engine:
         return self._capacity.full_rows(model)
 
     def next_room_s(self, model: str) -> float | None:
-        """Seconds until the first of a model's jobs has taken its last step; None while nothing is known."""
-        jobs = [job for job in self._jobs.values() if job.slots and job.checkpoint.name == model]
-        slowest = [max(job.slots, key=lambda slot: slot.steps_left) for job in jobs]
-        ends = [self._last_step_s(slot) for slot in slowest if not slot.is_done]
-        return min((seconds for seconds in ends if seconds is not None), default=None)
+        """Seconds until the first of a model's jobs is decoded; None while nothing is known."""
+        ends: list[float] = []
+        for job in self._jobs.values():
+            if job.slots and job.checkpoint.name == model:
+                slowest = max(job.slots, key=lambda slot: slot.steps_left)
+                last_step_s = 0.0 if slowest.is_done else self._last_step_s(slowest)
+                if last_step_s is not None:
+                    ends.append(last_step_s + (self._meter.decode_s(slowest.key, len(job.slots)) or 0.0))
+        return min(ends, default=None)
 
     def learnt(self) -> tuple[Ceiling, ...]:
         """What memory did not suffice for, here or where it was taken over from."""

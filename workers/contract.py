@@ -389,7 +389,7 @@ class ModelLoad(Value):
     call_row_s: float | None = None
     """A call of x rows takes call_base_s + call_row_s x seconds, with what comes between calls."""
     next_room_s: float | None = None
-    """Seconds until the first job in the batch has taken its last step, which makes room."""
+    """Seconds until the first job in the batch is drawn, which makes room."""
     rows_per_step: float | None = None
     step_s: float | None = None
 

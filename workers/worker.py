@@ -44,6 +44,8 @@ EXIT_FORCED = 143
 """A second SIGTERM, before the hand-over was done."""
 _NAP_S = 0.02
 _PUBLISH_S = 1.0
+_PUBLISH_NEWS_S = 0.1
+"""After a job came or went."""
 _SWEEP_S = 600.0
 
 
@@ -188,6 +190,8 @@ class Worker:
             with self._lock:
                 for event in events:
                     self._jobs.note(event)
+            if events:  # forecasts live on what is in the batch
+                self._publish_at = min(self._publish_at, time.monotonic() + _PUBLISH_NEWS_S)
         self._rest()
 
     def _talk(self) -> None:

@@ -168,16 +168,24 @@ class Engine:
     def models_in_use(self) -> frozenset[str]:
         return frozenset(job.checkpoint.name for job in self._jobs.values())
 
-    def has_room(self, request: PictureRequest, checkpoint: Checkpoint, tenant: str = "") -> bool:
+    def has_room(
+        self,
+        request: PictureRequest,
+        checkpoint: Checkpoint,
+        tenant: str = "",
+        before: Sequence[PictureRequest] = (),
+    ) -> bool:
         """True when the rows of one more job of this kind fit into this tenant's share of a call, or it has none of
-        this kind here. So a lone tenant fills calls, and another finds room at once."""
+        this kind here. So a lone tenant fills calls, and another finds room at once. before: requests of this tenant to
+        this checkpoint that are on their way into the batch."""
         key = group_key(request, checkpoint)
         undecoded = [slot for slot in self._undecoded.slots if slot.key == key]
         slots = [*self._groups.get(key, ()), *undecoded]
         rows = sum(slot.rows for slot in slots if self._tenant_of(slot) == tenant)
         newcomers = [job for job in self._newcomers if job.standing.tenant == tenant]
         newcomers = [job for job in newcomers if group_key(job.request, job.checkpoint) == key]
-        rows += sum(rows_of(job.request, checkpoint) for job in newcomers)
+        coming = [job.request for job in newcomers] + [other for other in before if group_key(other, checkpoint) == key]
+        rows += sum(rows_of(other, checkpoint) for other in coming)
         share = self._capacity.rows(key) // len(self._tenants() | {tenant})
         return rows == 0 or rows + rows_of(request, checkpoint) <= share
 

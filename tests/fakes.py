@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,8 +119,14 @@ class FakeEngine:
     def models_in_use(self) -> frozenset[str]:
         return frozenset(job.request.model for job in self._jobs.values())
 
-    def has_room(self, request: PictureRequest, checkpoint: FakeCheckpoint, tenant: str = "") -> bool:
-        tenants = [job.tenant for job in self._jobs.values()]
+    def has_room(
+        self,
+        request: PictureRequest,
+        checkpoint: FakeCheckpoint,
+        tenant: str = "",
+        before: Sequence[PictureRequest] = (),
+    ) -> bool:
+        tenants = [job.tenant for job in self._jobs.values()] + [tenant for _ in before]
         return tenant not in tenants or tenants.count(tenant) < self._room // len({*tenants, tenant})
 
     def admit(

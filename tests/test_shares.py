@@ -163,6 +163,8 @@ def test_there_is_room_for_another_tenant_however_full_it_is(checkpoint: Checkpo
         assert engine.has_room(request, checkpoint, "bob")
         engine.admit(f"bob {index}", request, checkpoint, standing=Standing("bob"))
     assert not engine.has_room(request, checkpoint, "bob"), "half of a call is his share now"
+    assert engine.has_room(request, checkpoint, "eve")
+    assert not engine.has_room(request, checkpoint, "eve", [request]), "one is on its way, and a third of eight is 2"
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.floats(0.01, 5.0)), max_size=200))

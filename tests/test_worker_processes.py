@@ -396,6 +396,14 @@ def test_what_is_too_late_fails_where_it_waits_though_nobody_has_room_for_it(fle
     assert (fleet.view(running).status, fleet.view(late).status) == ("running", "queued")
 
 
+def test_a_worker_takes_no_more_jobs_than_it_has_room_for(fleet: Fleet) -> None:
+    """Or they would wait in its hands while another worker has room."""
+    fleet.start(FAKE_ROOM="2", **SLOW)
+    ids = fleet.submit(*(make_submission(steps=100, seed=seed) for seed in range(8)))
+    fleet.wait_running(ids[:2], step=20)
+    assert [fleet.view(job_id).status for job_id in ids] == ["running"] * 2 + ["queued"] * 6
+
+
 def test_a_long_job_is_put_away_for_a_model_that_waits_and_goes_on_afterwards(fleet: Fleet) -> None:
     worker = fleet.start(DENOISED_MODELS="fake=fake,other=other", FAKE_PLACES="1", DENOISED_PATIENCE_S="0.5", **SLOW)
     (long,) = fleet.submit(make_submission(steps=400))

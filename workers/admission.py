@@ -7,7 +7,7 @@ moment. Draws nothing; the loop decides when to look and what happens to a job a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import structlog
 from rq import Queue
 
 from models.errors import GenerationError, InternalError, RequestError
+from models.request import PictureRequest
 from workers.board import JobBoard
 from workers.contract import JobRecord, is_newer
 from workers.held_job import HeldJob, open_held_job
@@ -49,6 +50,8 @@ class Admission:
         self._lookout = Lookout(rq.connection)
         self._turns = Turns(settings.patience_s)
         self.crash_point = crash_point
+        self.coming: Callable[[str, str], Sequence[PictureRequest]] = lambda tenant, model: ()
+        """Requests of a tenant to a model that were claimed and are not in the batch yet."""
         self._halfway: HeldJob | None = None
         """Popped, and the answer to its claim is not known yet."""
         self._closed: set[tuple[str, str]] = set()
@@ -141,7 +144,8 @@ class Admission:
             # Another checkpoint has this name now, or has it on another worker.
             error = RequestError(f"The model {queue.model} does not serve {task} any more; see GET /models.")
         submission = record.submission
-        if error is None and not engine.has_room(submission.request, checkpoint, submission.tenant):
+        before = self.coming(submission.tenant, queue.model)
+        if error is None and not engine.has_room(submission.request, checkpoint, submission.tenant, before):
             self._leases.put_back(job.id, queue.model, queue.queue)
             self._closed.add((queue.model, queue.tenant))
             return []

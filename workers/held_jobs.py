@@ -23,6 +23,7 @@ import redis
 import structlog
 
 from models.errors import Abandoned, DeadlineExceeded, GenerationError, InternalError, RequestError, TimedOut
+from models.request import PictureRequest
 from workers.assembly import WorkerParts
 from workers.contract import JobError, Outcome, slug
 from workers.held_job import MOST_DEATHS, HeldJob
@@ -66,8 +67,13 @@ class HeldJobs:
 
     @property
     def reading(self) -> int:
-        """Jobs that are on their way into the batch: their rows are not counted where room is asked for."""
+        """Jobs whose files are being read."""
         return sum(held.phase == "reading" for held in self.all)
+
+    def coming(self, tenant: str, model: str) -> list[PictureRequest]:
+        """What of a tenant's is on its way into the batch, for this model."""
+        waiting = [held for held in self.all if held.phase in ("reading", "ready") and held.model == model]
+        return [held.request for held in waiting if held.standing.tenant == tenant]
 
     def sated(self, most: int) -> frozenset[str]:
         """Tenants, as in queues' names, that have half of `most` jobs here: the other half is for others."""

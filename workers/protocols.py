@@ -6,7 +6,7 @@ that the queue's side can be imported, tested and killed without loading torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -164,7 +164,9 @@ class Engine(Protocol):
     @property
     def counters(self) -> Mapping[str, float]: ...
     def models_in_use(self) -> Collection[str]: ...
-    def has_room(self, request: PictureRequest, checkpoint: Any, tenant: str = "") -> bool: ...
+    def has_room(
+        self, request: PictureRequest, checkpoint: Any, tenant: str = "", before: Sequence[PictureRequest] = ()
+    ) -> bool: ...
     def admit(
         self,
         job_id: str,

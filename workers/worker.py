@@ -64,6 +64,7 @@ class Worker:
     def __init__(self, parts: WorkerParts) -> None:
         self._parts = parts
         self._jobs = HeldJobs(parts)
+        parts.admission.coming = self._jobs.coming
         self._backoff = RedisBackoff()
         self._lock = threading.Lock()
         """Held by the loop except where it may take long and changes no job: in the engine, and at rest."""

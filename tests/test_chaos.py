@@ -1,4 +1,4 @@
-"""A short form of `python -m bench.chaos`: every kind of fault once, real processes, a tiny network."""
+"""A short form of `python -m bench.chaos`: a minute of faults, real processes, a tiny network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: a real server, a client that finds it empty, a store in a temporary folder."""
+"""Fixtures that every test may use: a real server, a client that finds it empty, a store, and workers on both."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import redis  # noqa: E402
 
+from tests.fleet import Fleet  # noqa: E402
+from tests.http_kit import FakeWorker  # noqa: E402
 from workers.connection import connect  # noqa: E402
 from workers.embedded import ensure_server  # noqa: E402
 from workers.store import LocalStore  # noqa: E402
@@ -54,3 +56,18 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
 def store(tmp_path: Path) -> LocalStore:
     """An empty store on disk."""
     return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
+    """A stand-in for the worker that has published its model."""
+    fake = FakeWorker(redis_client, store)
+    fake.publish()
+    return fake
+
+
+@pytest.fixture
+def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
+    """Real worker processes on the empty server, as soon as some are started."""
+    with Fleet(redis_url, redis_client, tmp_path) as fleet:
+        yield fleet

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from rq.suspension import suspend
 
 from app.operator_view import QueueListDocument, WorkerListDocument
@@ -18,22 +15,8 @@ from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, serving
 from tests.test_http_errors import assert_problem
 from workers.contract import BEAT_TTL_S, Priority
 from workers.overview import Overview
-from workers.store import LocalStore
 
 PATHS = ("/admin/queues", "/admin/workers")
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    fake = FakeWorker(redis_client, store)
-    fake.publish()
-    return fake
-
-
-@pytest.fixture
-def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        yield fleet
 
 
 def submit(worker: FakeWorker, tenant: str, priority: Priority = "normal", steps: int = 10) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from PIL import Image, ImageCms
 from starlette.routing import Route
 
@@ -279,13 +278,6 @@ BAD_BYTES: list[tuple[str, bytes, dict[str, str], str]] = [
     ("a foreign Host", b'{"prompt": "a"}', {**JSON, "Host": "evil.example"}, "host_refused"),
     ("a foreign Origin", b'{"prompt": "a"}', {**JSON, "Origin": "https://evil.example"}, "origin_refused"),
 ]
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    fake = FakeWorker(redis_client, store)
-    fake.publish()
-    return fake
 
 
 @pytest.mark.asyncio

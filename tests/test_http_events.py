@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx2
 import pytest
-import redis
 
 from app.events import EventHub
 from app.main import create_app, make_log
@@ -27,13 +26,6 @@ from workers.embedded import ensure_server
 from workers.store import LocalStore
 
 WEBP = b"RIFF....WEBP preview"
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    fake = FakeWorker(redis_client, store)
-    fake.publish()
-    return fake
 
 
 class Events:

@@ -9,24 +9,15 @@ import io
 import threading
 
 import pytest
-import redis
 from PIL import Image
 from starlette.datastructures import Headers
 
 from app.payload import Payload, read_payload
 from app.routes.generate import LARGE_BODY_BYTES
 from app.schemas import IMAGE_TO_IMAGE_EXAMPLE, TEXT_TO_IMAGE_EXAMPLE
-from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, is_untouched, png, serving
-from workers.store import LocalStore
+from tests.http_kit import ALICE, BOB, ENTRY, KEYS, is_untouched, png, serving
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    fake = FakeWorker(redis_client, store)
-    fake.publish()
-    return fake
 
 
 async def test_a_prompt_is_enough_and_every_default_is_told(redis_url, store, worker) -> None:

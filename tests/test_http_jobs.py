@@ -11,22 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from app.main import create_app
 from app.routes.reference import STATIC
 from app.settings import ApiSettings
 from models.request import TASKS
-from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, client_of, serving, settings_for
+from tests.http_kit import ALICE, BOB, ENTRY, KEYS, client_of, serving, settings_for
 from workers.contract import key
 from workers.store import LocalStore
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    fake = FakeWorker(redis_client, store)
-    fake.publish()
-    return fake
 
 
 @pytest.mark.asyncio

@@ -7,21 +7,12 @@ from typing import Any
 
 import httpx2
 import pytest
-import redis
 
 from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, serving
 from workers.contract import key
-from workers.store import LocalStore
 
 FAULT = {"code": "checkpoint_missing", "detail": "unet/config.json is missing."}
 OPEN = {"loaded": True, "warmed": True}
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    fake = FakeWorker(redis_client, store)
-    fake.publish()
-    return fake
 
 
 async def asked_of(worker: FakeWorker, model: str) -> str:

@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from pydantic import SecretStr, ValidationError
 
 from app.security import BindRefused, KeysInvalid, check_bind, load_keys
 from app.settings import ApiSettings
-from tests.http_kit import ALICE, KEYS, FakeWorker, serving
-from workers.store import LocalStore
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    fake = FakeWorker(redis_client, store)
-    fake.publish()
-    return fake
+from tests.http_kit import ALICE, KEYS, serving
 
 
 def settings(tmp_path: Path, **changes: Any) -> ApiSettings:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -22,12 +20,6 @@ from workers.tidying import Tidying
 RETENTION_S = 2
 SHORT = {"prompt": "a pear", "num_inference_steps": 3, "width": 64, "height": 64, "guidance_scale": 1.0}
 LONG = SHORT | {"num_inference_steps": 900}
-
-
-@pytest.fixture
-def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        yield fleet
 
 
 async def post(client: httpx2.AsyncClient, tenant: dict[str, str], body: dict[str, Any], **headers: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx2
 import pytest
-import redis
 
 from app.listener import bind, url_of
 from app.main import create_app
@@ -28,19 +27,6 @@ from workers.store import LocalStore
 PROMPT = "the-hidden-garden"
 PASSWORD = "the-hidden-word"
 SECRETS = (PROMPT, PASSWORD, "alice-key", "bob-key", "wrong-key")
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    fake = FakeWorker(redis_client, store)
-    fake.publish()
-    return fake
-
-
-@pytest.fixture
-def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        yield fleet
 
 
 @pytest.fixture

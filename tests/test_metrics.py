@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-import redis
 from prometheus_client.parser import text_string_to_metric_families
 from rq.suspension import resume, suspend
 
@@ -21,12 +18,6 @@ from workers.contract import JobError, ModelLoad, RowCeiling, WorkerBeat, key
 from workers.reporting import ETA_RATIOS
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        yield fleet
 
 
 def everything() -> str:

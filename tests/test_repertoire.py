@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -414,12 +413,6 @@ def test_a_whole_model_beside_a_file_may_be_the_configuration_that_it_lacks(benc
     bench.put("other")
     bench.look_twice()
     assert bench.shelf.tries == {"fake": 1, "missing": 2, "fine": 1, "other": 1}
-
-
-@pytest.fixture
-def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        yield fleet
 
 
 def test_a_running_worker_takes_up_a_model_and_lets_it_go(fleet: Fleet, tmp_path: Path) -> None:

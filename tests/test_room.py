@@ -16,23 +16,15 @@ import redis
 
 from app.main import create_app
 from app.room import BYTES_PER_PICTURE, BYTES_PER_PIXEL
-from tests.http_kit import FakeWorker, client_of, is_untouched, png, settings_for
+from tests.http_kit import client_of, is_untouched, png, settings_for
 from tests.process_kit import ROOT
 from tests.test_http_errors import assert_problem
 from workers.contract import key, new_job_id
 from workers.reservations import ABANDONED_S, Reservations
-from workers.store import LocalStore
 
 PICTURE = 128 * 128 * BYTES_PER_PIXEL + BYTES_PER_PICTURE
 """What a picture of the first model may take."""
 BODY = {"prompt": "a pear"}
-
-
-@pytest.fixture
-def worker(redis_client: redis.Redis, store: LocalStore) -> FakeWorker:
-    worker = FakeWorker(redis_client, store)
-    worker.publish()
-    return worker
 
 
 def reserved(client: redis.Redis) -> int:

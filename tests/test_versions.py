@@ -6,7 +6,6 @@ Here the API is of version 3, whose requests with seed 99 mean something that wo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,6 @@ def version_3(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process, the API's side, is of version 3."""
     monkeypatch.setattr(contract, "CONTRACT_VERSION", 3)
     monkeypatch.setattr(contract, "_NEEDS", ((3, lambda submission: submission.request.seed == NEW),))
-
-
-@pytest.fixture
-def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        yield fleet
 
 
 def as_bytes(fields: dict[str, str]) -> dict[bytes, bytes]:

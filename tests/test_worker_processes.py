@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,6 @@ from workers.worker import EXIT_FATAL, EXIT_FORCED
 SLOW = {"FAKE_STEP_S": "0.02"}
 MANY = 1000
 """Steps of a job that runs until something happens to it."""
-
-
-@pytest.fixture
-def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(redis_url, redis_client, tmp_path) as fleet:
-        yield fleet
 
 
 def test_jobs_are_drawn_together_and_each_gets_its_own_pictures(fleet: Fleet) -> None:

@@ -25,6 +25,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -100,6 +101,13 @@ def seconds(run: Callable[[], None]) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
+
+
+def open_model(source: str, device: str, dtype: str = "auto") -> tuple[Checkpoint, Placement]:
+    """The model that a bench draws with, in silence, and where it lies."""
+    transformers.utils.logging.set_verbosity_error()
+    placement = choose_placement(device, dtype)
+    return load_checkpoint(Path(source).name, source, placement), placement
 
 
 def paired(ours: Callable[[int], None], theirs: Callable[[int], None], repeats: int) -> tuple[float, float, float]:

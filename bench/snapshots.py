@@ -16,11 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import transformers
-
-from bench.engine import make_requests, paired
-from models.checkpoint import Checkpoint, load_checkpoint
-from models.device import choose_placement
+from bench.engine import make_requests, open_model, paired
+from models.checkpoint import Checkpoint
 from models.engine import Engine
 from workers.contract import new_job_id
 from workers.settings import BUNDLED_SOURCE, WorkerSettings
@@ -50,7 +47,7 @@ def draw(checkpoint: Checkpoint, store: LocalStore, jobs: int, steps: int, salt:
         engine.step()
 
 
-def size_of(checkpoint: Checkpoint, jobs: int) -> int:
+def size_of(checkpoint: Checkpoint) -> int:
     """Bytes of the snapshots of one picture in mid-flight."""
     engine, job_id = Engine(), new_job_id()
     engine.admit(job_id, make_requests(checkpoint, 1, 4, salt=0)[0], checkpoint)
@@ -68,9 +65,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    placement = choose_placement(arguments.device)
-    checkpoint = load_checkpoint(Path(arguments.model).name, arguments.model, placement)
+    checkpoint, placement = open_model(arguments.model, arguments.device)
     interval_s = WorkerSettings().snapshot_interval_s
     with tempfile.TemporaryDirectory() as folder:
         store = LocalStore(Path(folder))
@@ -84,7 +79,7 @@ def main() -> None:
         )
         written = sum(1 for _ in store.root.rglob("steps.safetensors"))
     share = max(0.0, 1 / ratio - 1) * OFTEN_S / interval_s
-    kilobytes = size_of(checkpoint, arguments.jobs) / 1000
+    kilobytes = size_of(checkpoint) / 1000
     print(f"{arguments.jobs} jobs of {arguments.steps} steps; {placement.device}, {placement.dtype_name}")
     print(f"{written} jobs saved; one snapshot is {kilobytes:.0f} kB; {time.perf_counter() - started:.0f} s in all\n")
     print("| snapshots | seconds |\n| --- | --- |")

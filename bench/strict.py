@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-import transformers
-
-from bench.engine import make_requests, paired, run_engine
-from models.checkpoint import Checkpoint, load_checkpoint
-from models.device import choose_placement
+from bench.engine import make_requests, open_model, paired, run_engine
+from models.checkpoint import Checkpoint
 from models.engine import Engine, EngineSettings
 from workers.settings import BUNDLED_SOURCE
 
@@ -48,9 +44,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    placement = choose_placement(arguments.device)
-    checkpoint = load_checkpoint(Path(arguments.model).name, arguments.model, placement)
+    checkpoint, placement = open_model(arguments.model, arguments.device)
     prices: dict[str, dict[str, float]] = {}
     print(f"strict over standard, seconds; {placement.device}, {placement.dtype_name}\n")
     print(f"| rows of a strict call | {' | '.join(f'{count} at once' for count in REQUESTS)} |\n| --- |{' --- |' * 3}")

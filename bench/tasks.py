@@ -21,18 +21,15 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 
-from bench.engine import SAMPLERS, SUBJECTS, paired
+from bench.engine import SAMPLERS, SUBJECTS, open_model, paired
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.device import choose_placement
 from models.engine import Broken, Drawn, Engine, EngineSettings
 from models.four_channel_view import four_channel_view
 from models.prepare import Inputs
@@ -190,9 +187,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    placement = choose_placement(arguments.device, "float32")
-    checkpoint = load_checkpoint(Path(arguments.model).name, arguments.model, placement)
+    checkpoint, placement = open_model(arguments.model, arguments.device, "float32")
     upscaler = load_checkpoint("upscaler", arguments.upscaler, placement)
     pipelines = open_pipelines(arguments.model, arguments.upscaler, str(placement.device))
     engine = Engine(EngineSettings(prepare_at_once=64))

@@ -179,13 +179,11 @@ class Engine:
         this kind here. So a lone tenant fills calls, and another finds room at once. before: requests of this tenant to
         this checkpoint that are on their way into the batch."""
         key = group_key(request, checkpoint)
-        undecoded = [slot for slot in self._undecoded.slots if slot.key == key]
-        slots = [*self._groups.get(key, ()), *undecoded]
-        rows = sum(slot.rows for slot in slots if self._tenant_of(slot) == tenant)
-        newcomers = [job for job in self._newcomers if job.standing.tenant == tenant]
-        newcomers = [job for job in newcomers if group_key(job.request, job.checkpoint) == key]
-        coming = [job.request for job in newcomers] + [other for other in before if group_key(other, checkpoint) == key]
-        rows += sum(rows_of(other, checkpoint) for other in coming)
+        slots = (*self._groups.get(key, ()), *self._undecoded.slots)
+        rows = sum(slot.rows for slot in slots if slot.key == key and self._tenant_of(slot) == tenant)
+        coming = [(job.request, job.checkpoint) for job in self._newcomers if job.standing.tenant == tenant]
+        coming += [(other, checkpoint) for other in before]
+        rows += sum(rows_of(other, network) for other, network in coming if group_key(other, network) == key)
         share = self._capacity.rows(key) // len(self._tenants() | {tenant})
         return rows == 0 or rows + rows_of(request, checkpoint) <= share
 
@@ -427,13 +425,10 @@ class Engine:
     def _next_group(self) -> GroupKey:
         """That which has waited longest of those with the most urgent picture of the tenant who has had least."""
         now = self._stopwatch()
-        leader = self._shares.order({self._tenant_of(slot) for group in self._groups.values() for slot in group})[0]
-        urgencies = {
-            key: min(self._urgency(slot, now) for slot in group if self._tenant_of(slot) == leader)
-            for key, group in self._groups.items()
-            if any(self._tenant_of(slot) == leader for slot in group)
-        }
-        return min(urgencies, key=lambda key: urgencies[key])
+        slots = [slot for group in self._groups.values() for slot in group]
+        leader = self._shares.order({self._tenant_of(slot) for slot in slots})[0]
+        own = (slot for slot in slots if self._tenant_of(slot) == leader)
+        return min(own, key=lambda slot: self._urgency(slot, now)).key
 
     def _urgency(self, slot: Slot, now: float) -> tuple[int, float]:
         return self._jobs[slot.job_id].standing.urgency(now - slot.stepped_at)
@@ -596,9 +591,7 @@ class Engine:
             return self._break(job_id, error)
         if is_out_of_memory(error):
             return self._break(job_id, OutOfMemory(_TOO_LARGE))
-        fault = InternalError("The worker failed on this job; its log has the reason under the job's id.")
-        fault.__cause__ = error
-        return self._break(job_id, fault)
+        return self._break(job_id, InternalError.of(error))
 
     def _break(self, job_id: str, error: GenerationError) -> Broken:
         self._meter.counters[f"broken_{error.code}"] += 1

@@ -125,6 +125,13 @@ class InternalError(GenerationError):
 
     code = "internal"
 
+    @classmethod
+    def of(cls, error: Exception) -> InternalError:
+        """That which a job met; `error`, its cause, is for the log."""
+        fault = cls("The worker failed on this job; its log has the reason under the job's id.")
+        fault.__cause__ = error
+        return fault
+
 
 JOB_ERROR_CODES: tuple[str, ...] = tuple(
     sorted(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from models.call_cost import CallCost
 from models.checkpoint import Checkpoint
@@ -49,8 +49,10 @@ class Meter:
         self._tick_cost: dict[str, float] = {}
         """Row-steps of the tick that is running, per model."""
         self._cost: dict[str, float] = {}
-        self._tick_s = self._call_s = self._called_s = 0.0
-        """Running averages of ticks with a call, and of these calls; seconds of the call in this tick."""
+        self._called_s = 0.0
+        """Seconds of the call in the tick that is running."""
+        self._pace: dict[Literal["tick", "call"], float] = {}
+        """Running averages of the ticks that have a call, and of these calls."""
         self._seconds: dict[str, float] = {}
         """Running averages per tick; their ratio is a model's speed beside whatever else the device does."""
 
@@ -90,10 +92,8 @@ class Meter:
             _average(self._seconds, network, seconds, _SLOW_WEIGHT)
         self._tick_cost.clear()
         if self._called_s:
-            first = not self._call_s
-            weight = 1.0 if first else _SLOW_WEIGHT
-            self._tick_s += weight * (seconds - self._tick_s)
-            self._call_s += weight * (self._called_s - self._call_s)
+            _average(self._pace, "tick", seconds, _SLOW_WEIGHT)
+            _average(self._pace, "call", self._called_s, _SLOW_WEIGHT)
             self._called_s = 0.0
 
     def decoded(self, key: GroupKey, pictures: int, seconds: float) -> None:
@@ -142,7 +142,7 @@ class Meter:
     @property
     def _overhead(self) -> float:
         """Seconds of a tick over those of the call in it; other ticks have no call."""
-        return max(1.0, self._tick_s / self._call_s) if self._call_s else 1.0
+        return max(1.0, self._pace["tick"] / self._pace["call"]) if self._pace else 1.0
 
     def _speed(self, name: str) -> float | None:
         seconds = self._seconds.get(name)

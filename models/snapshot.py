@@ -11,18 +11,15 @@ noise of a step that had begun: the state of the generator before that draw is, 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from models.checkpoint import Checkpoint
+from models.packed import Arrays, pack, unpack
 from models.prepare import Preparation
 from models.request import PictureRequest
 from models.slot import Slot, SlotState
@@ -57,7 +54,7 @@ class Snapshot:
 
     def to_bytes(self) -> bytes:
         """A safetensors file."""
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: Arrays = {}
         for (index, tile), state in self.states.items():
             for name in ("latents", "registers", "generator"):
                 arrays[f"{index}.{tile}.{name}"] = np.ascontiguousarray(getattr(state, name).cpu().numpy())
@@ -71,7 +68,7 @@ class Snapshot:
             "pictures": list(self.pictures),
             "mosaics": [[index, sorted(mosaic.missing)] for index, mosaic in self.mosaics.items()],
         }
-        return save(arrays, {"about": json.dumps(about)})
+        return pack(arrays, about)
 
 
 def fingerprint_of(request: PictureRequest, checkpoint: Checkpoint, table: StepTable) -> str:
@@ -119,8 +116,7 @@ def _require_alike(slot: Slot, state: SlotState) -> None:
 def read_snapshot(data: bytes, device: torch.device) -> Snapshot:
     """What `to_bytes` wrote; the states on `device`. Raises SnapshotRefused."""
     try:
-        arrays = load(data)
-        about = json.loads(_metadata(data)["about"])
+        arrays, about = unpack(data)
         if about["format"] != _FORMAT:
             raise SnapshotRefused(f"it is of format {about['format']}, not {_FORMAT}")
         states = {
@@ -142,12 +138,5 @@ def read_snapshot(data: bytes, device: torch.device) -> Snapshot:
             },
             is_exact=about["is_exact"],
         )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise SnapshotRefused(f"it cannot be read: {error}") from error
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """Of a safetensors file, whose header is JSON behind eight bytes that tell its length."""
-    length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata

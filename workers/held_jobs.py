@@ -36,7 +36,6 @@ log = structlog.get_logger(__name__)
 
 _LONGEST_WAIT_S = 10.0
 """Between two tries of a store that refuses."""
-_OUR_FAULT = "The worker failed on this job; its log has the reason under the job's id."
 
 
 class HeldJobs:
@@ -216,7 +215,7 @@ class HeldJobs:
             held.patience_until = now + self._parts.settings.save_patience_s
             log.error("the store refuses; asking again", **held.names, error=str(error))
         if now >= held.patience_until:
-            log.error("the store refuses for too long; the job goes back", job=held.id, error=str(error))
+            log.error("the store refuses for too long; the job goes back", **held.names, error=str(error))
             held.is_refused, held.ask_again_at = True, math.inf
             self._store_gate.shut()
             return
@@ -277,12 +276,7 @@ class HeldJobs:
             self.fail(held, error)
             return
         log.error("a job met a fault of ours", **held.names, exc_info=error.__cause__ or error)
-        if isinstance(error, InternalError):
-            self.fail(held, error)
-            return
-        fault = InternalError(_OUR_FAULT)
-        fault.__cause__ = error
-        self.fail(held, fault)
+        self.fail(held, error if isinstance(error, InternalError) else InternalError.of(error))
 
     def stop(self, held: HeldJob) -> None:
         """An operator, or the API, wants this job to end."""

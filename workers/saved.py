@@ -10,14 +10,12 @@ They are of use and no promise: what cannot be read costs the steps that it woul
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 import structlog
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
+from models.packed import pack, unpack
 from workers.protocols import Drawn, Snapshot
 from workers.store import Store
 
@@ -65,8 +63,7 @@ def write_first(store: Store, drawn: Drawn, steps: int, model_digest: str) -> No
         "model": model_digest,
     }
     pictures = {str(index): np.ascontiguousarray(pixels) for index, pixels in enumerate(drawn.pictures)}
-    pictures["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    store.put(drawn.job_id, _FIRST, save(pictures))
+    store.put(drawn.job_id, _FIRST, pack(pictures, about))
 
 
 def read_saved(store: Store, job_id: str, model_digest: str) -> Saved:
@@ -91,12 +88,11 @@ def _read_first(data: bytes | None, job_id: str, model_digest: str) -> FirstHalf
     if data is None:
         return None
     try:
-        arrays = load(data)
-        about = json.loads(arrays.pop("about").tobytes())
+        arrays, about = unpack(data)
         if about.pop("model") != model_digest:
             return None
         pictures = tuple(arrays[str(index)] for index in range(len(arrays)))
         return FirstHalf(job_id, pictures, tuple(about.pop("seeds")), **about)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         log.warning("what was drawn of a job cannot be read; it is drawn again", job=job_id, error=str(error))
         return None

@@ -153,7 +153,7 @@ def test_a_model_is_not_gone_before_everybody_has_heard_that_it_leaves(
     redis_client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOOK_S", 0.0)
-    monkeypatch.setattr("tests.test_repertoire.BEAT_S", 3.0)
+    monkeypatch.setattr("tests.test_repertoire.BEAT_S", 2.5)
     bench = Bench(redis_client, tmp_path)
     bench.put("second")
     bench.open()

@@ -90,12 +90,12 @@ class WorkerSettings(BaseSettings):
         "device computes in parallel, and slower for whoever waits for the step. Default: found out by the engine.",
     )
     lease_s: float = Field(
-        10.0,
+        8.0,
         gt=0,
         description="Seconds without a heartbeat after which other workers take this worker's jobs. Shorter recovers "
         "faster from a crash; longer forgives longer stalls of Redis or of the machine.",
     )
-    beat_s: float = Field(3.0, gt=0, description="Seconds between heartbeats; at most a third of the lease.")
+    beat_s: float = Field(2.5, gt=0, description="Seconds between heartbeats; at most a third of the lease.")
     stall_s: float = Field(
         600.0,
         gt=0,

@@ -43,6 +43,8 @@ class Trace:
 
     request_id: str
     traceparent: str | None = None
+    dialect: str | None = None
+    """Name of the dialect that it came in by."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ async def _accept(
         deadline_s=body.deadline_s,
         traceparent=trace.traceparent,
         request_id=trace.request_id,
+        dialect=trace.dialect,
     )
     return await _store_and_submit(services, submission, entry, uploads, idempotency)
 

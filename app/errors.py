@@ -11,12 +11,12 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     405  not with that method          method_not_allowed
     408  too slow                      body_timeout
     409  it does not work out          model_unusable
-    410  there no more                 job_gone  image_gone
+    410  there no more                 job_gone  image_gone  job_canceled
     413  too large                     body_too_large
     415  not that content              content_type_unsupported
     421  not under that name           host_refused
     422  understood, and refused
-    ├── fields                         field_invalid  field_unknown
+    ├── fields                         field_invalid  field_unknown  field_unsupported
     ├── prompt                         prompt_empty  prompt_too_long  clip_skip_out_of_range
     ├── what to draw                   size_invalid  steps_out_of_range  num_images_out_of_range
     │                                  noise_level_out_of_range
@@ -28,7 +28,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     └── repeats                        idempotency_conflict
     429  not now                       queue_full  streams_full
     503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  store_full
-                                       durability_unconfirmed  internal
+                                       durability_unconfirmed  job_failed  internal
 """
 
 from __future__ import annotations
@@ -111,6 +111,9 @@ def _table() -> dict[str, ErrorKind]:
         "job_gone": kind(
             410, "The job is gone", "Send the request again: with the same seed it draws the same picture."
         ),
+        "job_canceled": kind(
+            410, "The job was canceled before it had pictures", "Send the request again if you want them."
+        ),
         "image_gone": kind(
             410, "The picture is gone", "Send the request again: with the same seed it draws the same picture."
         ),
@@ -130,6 +133,11 @@ def _table() -> dict[str, ErrorKind]:
         ),
         "field_unknown": kind(
             422, "There is no such field", "Remove or rename the fields that `errors` names; /docs lists all."
+        ),
+        "field_unsupported": kind(
+            422,
+            "This server does not do that",
+            "Leave out what `errors` names, or send what switches it off.",
         ),
         "prompt_empty": kind(422, "The prompt is empty", "Say in `prompt` what to draw."),
         "prompt_too_long": kind(422, "The prompt is too long", "Send at most 10,000 characters."),
@@ -231,6 +239,9 @@ def _table() -> dict[str, ErrorKind]:
             503,
             "The job is queued, but perhaps not on disk yet",
             "Follow the job at Location, or repeat the request with the same Idempotency-Key.",
+        ),
+        "job_failed": kind(
+            503, "The job failed", "docs/errors.md tells what to do about the code that `detail` begins with."
         ),
         "internal": kind(
             503,

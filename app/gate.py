@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.dialect import Dialect, dialect_of
 from app.errors import PROBLEM_TYPE, Problem
 from app.metrics import HttpMetrics
 from app.payload import content_length
@@ -38,6 +39,7 @@ class Gate:
     keys: KeyRing
     metrics: HttpMetrics
     log: Any
+    dialects: tuple[Dialect, ...]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,7 +64,7 @@ class Gate:
             if (content_length(headers) or 0) > self.settings.max_body_bytes:
                 raise _too_large(self.settings.max_body_bytes)
         except Problem as problem:
-            await problem_answer(problem, scope)(scope, receive, answer)
+            await problem_answer(problem, scope, self.dialects)(scope, receive, answer)
             return
         body = _Body(receive, self.settings.max_body_bytes, self.settings.upload_timeout_s)
         await self.app(scope, body, answer)
@@ -84,14 +86,21 @@ class Gate:
         )
 
 
-def problem_answer(problem: Problem, scope: Scope) -> Response:
-    """The problem as an answer to this request."""
+def problem_answer(problem: Problem, scope: Scope, dialects: tuple[Dialect, ...]) -> Response:
+    """The problem as an answer to this request, in the shape of the dialect that its path belongs to."""
     scope["state"]["code"] = problem.code
-    document = problem.document(scope["path"], scope["state"]["request_id"])
-    headers = {**problem.headers, "X-Request-ID": scope["state"]["request_id"]}
+    request_id = scope["state"]["request_id"]
+    dialect = dialect_of(scope["path"], dialects)
+    answer = dialect.refusal(problem, request_id) if dialect else _own_refusal(problem, scope["path"], request_id)
+    answer.headers["X-Request-ID"] = request_id
     if problem.status in (408, 413):
-        headers["Connection"] = "close"  # the rest of the body is not read
-    return Response(document.model_dump_json(exclude_none=True), problem.status, headers, media_type=PROBLEM_TYPE)
+        answer.headers["Connection"] = "close"  # the rest of the body is not read
+    return answer
+
+
+def _own_refusal(problem: Problem, path: str, request_id: str) -> Response:
+    body = problem.document(path, request_id).model_dump_json(exclude_none=True)
+    return Response(body, problem.status, problem.headers, media_type=PROBLEM_TYPE)
 
 
 class _Answer:

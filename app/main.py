@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import anyio
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
+from app.dialect import Dialect, installed_dialects
 from app.errors import FieldError, Problem, ProblemDocument
 from app.events import EventHub
 from app.gate import Gate, problem_answer
@@ -51,6 +52,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     """The application for these settings, or for those of the environment. Raises KeysInvalid."""
     settings = settings or ApiSettings()
     keys, http_metrics, log = load_keys(settings), HttpMetrics(), make_log(settings.log_format)
+    dialects = installed_dialects()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,6 +71,8 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     )
     for router in _ROUTERS:
         app.include_router(router)
+    for dialect in dialects:
+        app.include_router(dialect.router, include_in_schema=False)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -77,8 +81,8 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=list(_EXPOSED),
         )
-    app.add_middleware(Gate, settings=settings, keys=keys, metrics=http_metrics, log=log)
-    _map_faults(app, log)
+    app.add_middleware(Gate, settings=settings, keys=keys, metrics=http_metrics, log=log, dialects=dialects)
+    _map_faults(app, log, dialects)
     _describe(app, keys)
     return app
 
@@ -139,23 +143,24 @@ async def _end(task: asyncio.Task[None]) -> None:
         await asyncio.wait([task], timeout=0.1)
 
 
-def _map_faults(app: FastAPI, log: Any) -> None:
+def _map_faults(app: FastAPI, log: Any, dialects: tuple[Dialect, ...]) -> None:
     """Every exception that can reach the top has its row in the error table."""
+    routers = [*_ROUTERS, *(dialect.router for dialect in dialects)]
 
     async def refuse(request: Request, error: Exception) -> Response:
-        problem = _problem_of(error, request)
+        problem = _problem_of(error, request, routers)
         request_id = request.scope["state"]["request_id"]
         if isinstance(error, RedisError):
             log.error("redis", error=f"{type(error).__name__}: {error}", request_id=request_id)
         elif problem.code == "internal":
             log.error("internal", request_id=request_id, exc_info=error)
-        return problem_answer(problem, request.scope)
+        return problem_answer(problem, request.scope, dialects)
 
     for kind in (Problem, RequestValidationError, HTTPException, RedisError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, refuse)
 
 
-def _problem_of(error: Exception, request: Request) -> Problem:
+def _problem_of(error: Exception, request: Request, routers: list[APIRouter]) -> Problem:
     match error:
         case Problem():
             return error
@@ -165,7 +170,7 @@ def _problem_of(error: Exception, request: Request) -> Problem:
             )
             return Problem("field_invalid", errors=errors)
         case HTTPException(status_code=405):
-            return Problem("method_not_allowed", headers={"Allow": ", ".join(_methods(request))})
+            return Problem("method_not_allowed", headers={"Allow": ", ".join(_methods(request, routers))})
         case HTTPException():
             return Problem("route_unknown")
         case RedisError():
@@ -175,9 +180,9 @@ def _problem_of(error: Exception, request: Request) -> Problem:
     return Problem("internal")
 
 
-def _methods(request: Request) -> list[str]:
+def _methods(request: Request, routers: list[APIRouter]) -> list[str]:
     """All that the path takes: one path can be several routes."""
-    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     return sorted({method for route in matching for method in route.methods or ()} or {"GET", "HEAD"})  # /openapi.json
 

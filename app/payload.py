@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,15 +44,51 @@ class Payload:
         return hashlib.sha256(_canonical({"fields": self.fields, "files": files})).hexdigest()
 
 
-def read_payload(headers: Headers, body: bytes) -> Payload:
-    """The body as its Content-Type says. Raises Problem for anything else than one flat, well-formed body."""
+_FORM_INTEGERS = frozenset(
+    {
+        *("width", "height", "num_inference_steps", "seed", "num_images", "clip_skip"),
+        *("mask_blur", "padding_mask_crop", "noise_level"),
+        *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
+    }
+)
+_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
+_FORM_JSON = frozenset({"loras", "controls"})
+_FORM_BOOLEANS = frozenset({"previews", "upscale"})
+
+
+def form_value(name: str, text: str) -> Any:
+    """A form's text as the JSON value it stands for; a text that stands for none is left for the schema to refuse."""
+    if name in _FORM_INTEGERS and _INTEGER.fullmatch(text):
+        return int(text)
+    if name in _FORM_NUMBERS and _NUMBER.fullmatch(text):
+        return _finite(text)
+    if name in _FORM_JSON:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(text)
+            if isinstance(value, list) and not _is_deeper_than(value, MAX_DEPTH):
+                return value
+    if name in _FORM_BOOLEANS and text in ("true", "false"):
+        return text == "true"
+    return text
+
+
+def read_payload(
+    headers: Headers,
+    body: bytes,
+    max_depth: int = MAX_DEPTH,
+    form_value: Callable[[str, str], Any] = form_value,
+) -> Payload:
+    """The body as its Content-Type says. Raises Problem for anything else than one well-formed body.
+
+    max_depth: levels that JSON may nest. form_value: name and text of a form's field -> the value that it stands for.
+    """
     media_type, options = parse_options_header(headers.get("content-type", ""))
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem("content_type_unsupported", "The body is compressed.")
     if media_type == b"application/json":
-        return Payload(parse_json(body))
+        return Payload(parse_json(body, max_depth))
     if media_type == b"multipart/form-data":
-        return _Form(options.get(b"boundary", b"")).read(body)
+        return _Form(options.get(b"boundary", b""), form_value).read(body)
     sent = media_type.decode("latin-1") or "nothing"
     raise Problem("content_type_unsupported", f"The Content-Type is {sent}.")
 
@@ -60,7 +96,7 @@ def read_payload(headers: Headers, body: bytes) -> Payload:
 # --- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """One JSON object. Refuses what Python's reader lets pass: NaN, infinity, repeated keys, lone surrogates."""
     try:
         text = body.decode("utf-8")
@@ -78,8 +114,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise Problem("json_invalid", "A number has thousands of digits.") from error
     if not isinstance(value, dict):
         raise Problem("json_invalid", "The body is no JSON object.")
-    if _is_deeper_than(value, MAX_DEPTH):
-        raise Problem("json_too_deep", f"It nests more than {MAX_DEPTH} levels.")
+    if _is_deeper_than(value, max_depth):
+        raise Problem("json_too_deep", f"It nests more than {max_depth} levels.")
     if "\\u" in text:  # only an escape can spell half of a pair
         try:
             _canonical(value)
@@ -132,10 +168,11 @@ def _is_deeper_than(value: Any, limit: int) -> bool:
 class _Form:
     """Collects the parts of one form-data body: texts as fields, parts with a file name as files."""
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, form_value: Callable[[str, str], Any]) -> None:
         if not boundary:
             raise Problem("multipart_invalid", "The Content-Type has no boundary.")
         self._boundary = boundary
+        self._value = form_value
         self._fields: dict[str, Any] = {}
         self._files: dict[str, bytes] = {}
         self._header = (bytearray(), bytearray())
@@ -182,7 +219,7 @@ class _Form:
         if b"filename" in options:
             self._files[name] = bytes(self._data)
         else:
-            self._fields[name] = form_value(name, _text(bytes(self._data), f"the part {name!r}"))
+            self._fields[name] = self._value(name, _text(bytes(self._data), f"the part {name!r}"))
         if len(self._files) > MAX_FORM_FILES or len(self._fields) > MAX_FORM_FIELDS:
             raise Problem("multipart_invalid", "There are too many files or fields.")
 
@@ -195,34 +232,6 @@ def _text(data: bytes, what: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem("multipart_invalid", f"Byte {error.start} of {what} is not UTF-8.") from error
-
-
-_FORM_INTEGERS = frozenset(
-    {
-        *("width", "height", "num_inference_steps", "seed", "num_images", "clip_skip"),
-        *("mask_blur", "padding_mask_crop", "noise_level"),
-        *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
-    }
-)
-_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
-_FORM_JSON = frozenset({"loras", "controls"})
-_FORM_BOOLEANS = frozenset({"previews", "upscale"})
-
-
-def form_value(name: str, text: str) -> Any:
-    """A form's text as the JSON value it stands for; a text that stands for none is left for the schema to refuse."""
-    if name in _FORM_INTEGERS and _INTEGER.fullmatch(text):
-        return int(text)
-    if name in _FORM_NUMBERS and _NUMBER.fullmatch(text):
-        return _finite(text)
-    if name in _FORM_JSON:
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(text)
-            if isinstance(value, list) and not _is_deeper_than(value, MAX_DEPTH):
-                return value
-    if name in _FORM_BOOLEANS and text in ("true", "false"):
-        return text == "true"
-    return text
 
 
 def require_no_files_but(payload: Payload, allowed: frozenset[str]) -> None:

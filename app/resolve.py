@@ -71,7 +71,7 @@ def parse_body(fields: Mapping[str, Any]) -> AnyBody:
     try:
         body = GENERATE_BODY.validate_python({**fields, "task": task})
     except ValidationError as error:
-        raise _schema_problem(error) from error
+        raise schema_problem(error) from error
     _check_prompts(body)
     return body
 
@@ -359,7 +359,8 @@ def _check_prompts(body: AnyBody) -> None:
             raise field_problem("prompt_too_long", name, f"`{name}` has {len(text)} characters.")
 
 
-def _schema_problem(error: ValidationError) -> Problem:
+def schema_problem(error: ValidationError) -> Problem:
+    """What a body is refused with that its schema does not take."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     errors = tuple(FieldError(pointer=_pointer(item["loc"]), detail=item["msg"]) for item in found[:20])
     code = "field_unknown" if all(item["type"] == "extra_forbidden" for item in found) else "field_invalid"

@@ -6,6 +6,7 @@ against foreign pages, and the refusal to listen openly without keys. Knows noth
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import ipaddress
@@ -44,13 +45,14 @@ class KeyRing:
         return not self.tenants
 
     def tenant_of(self, authorization: str | None) -> str:
-        """Tenant of an Authorization header. Raises Problem. Takes the same time whichever key it is."""
+        """Tenant of an Authorization header: `Bearer KEY`, `Token KEY`, or Basic with the key as password. Raises
+        Problem. Takes the same time whichever key it is."""
         if self.is_empty:
             return LOCAL_TENANT
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        key = _key_in(authorization or "")
+        if not key:
             raise Problem("key_required", headers=_CHALLENGE)
-        digest = hash_key(key.strip())
+        digest = hash_key(key)
         found = None
         for known, tenant in self.tenants:
             if hmac.compare_digest(known, digest):
@@ -58,6 +60,21 @@ class KeyRing:
         if found is None:
             raise Problem("key_unknown", headers=_CHALLENGE)
         return found
+
+
+def _key_in(authorization: str) -> str:
+    """The key of an Authorization header, empty when there is none. Clients of other APIs have schemes of their own."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() in ("bearer", "token"):
+        return given.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        pair = base64.b64decode(given.strip(), validate=True).decode("utf-8")
+    except ValueError:
+        return ""
+    user, _, password = pair.partition(":")
+    return password or user
 
 
 def hash_key(key: str) -> str:

@@ -24,6 +24,7 @@ from app.metrics import HttpMetrics
 from app.room import Room
 from app.security import KeyRing
 from app.settings import ApiSettings
+from app.streams import JobStream
 from workers.board import JobBoard
 from workers.contract import JobView, created_at_of
 from workers.overview import Overview
@@ -71,6 +72,26 @@ class Services:
             self.log.error("store", error=str(error))
             raise Problem("store_full" if error.errno in _FULL else "store_unavailable") from error
 
+    async def view(self, job_id: str) -> JobView | None:
+        """Everything known of a job, whoever owns it."""
+        return await self.on_board(self.board.get, job_id)
+
+    def stream_of(self, view: JobView) -> JobStream:
+        """What its owner is told of a job from now on."""
+        job_id = view.record.id
+
+        async def read_preview() -> bytes | None:
+            return await self.on_board(self.board.preview, job_id)
+
+        return JobStream(self.hub, view, functools.partial(self.view, job_id), read_preview)
+
+    def check_streams(self, tenant: str) -> None:
+        """Raises Problem `streams_full` when this tenant, or all of them together, may open no more."""
+        if self.metrics.open_streams >= self.settings.max_event_streams:
+            raise Problem("streams_full")
+        if not self.keys.is_empty and self.metrics.streams_of(tenant) >= self.settings.max_tenant_streams:
+            raise Problem("streams_full", f"{self.settings.max_tenant_streams} of them are yours.")
+
     def is_operator(self, tenant: str) -> bool:
         """Whether this tenant may look after the server. Without keys everybody who reaches it may."""
         return self.keys.is_empty or tenant in self.settings.operators
@@ -85,7 +106,7 @@ class Services:
         created_at = created_at_of(job_id) if job_id.isalnum() else None
         if created_at is None:
             raise Problem("job_unknown")
-        view = await self.on_board(self.board.get, job_id)
+        view = await self.view(job_id)
         if view is not None:
             if view.record.submission.tenant != tenant:
                 raise Problem("job_unknown")

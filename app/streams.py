@@ -23,6 +23,8 @@ from workers.contract import ENDED, JobError, JobView
 REREAD_S = 2.0
 """A job is looked at this often even when no event tells to: the net below lost events."""
 KEEP_ALIVE_S = 15.0
+KEEP_ALIVE = b": still here\n\n"
+"""A comment, which readers of event streams pass over."""
 END_ID = "end"
 """Id of the last event. A client that comes back with it has seen everything."""
 
@@ -50,36 +52,56 @@ async def _read_quietly(read: ReadJob) -> JobView | None:
         return None
 
 
+@dataclass(frozen=True)
+class StreamEvent:
+    """What a client is told; `name` is one of status, progress, preview, end, gone."""
+
+    name: str
+    data: BaseModel
+
+
 @dataclass
 class JobStream:
-    """Server-sent events of one job for one client: its state now, its changes, its end."""
+    """What one client is told of one job: its state now, its changes, its end."""
 
     hub: EventHub
     view: JobView
     read: ReadJob
     read_preview: ReadPreview
-    _count: int = 0
     _sent: dict[str, object] = field(default_factory=dict)
     """Event name -> what the client saw last under it."""
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Bytes of the events, each as soon as it is known; ends after `end`, or `gone` when the job was erased."""
+        """The events as server-sent ones."""
+        count = 0
+        async for event in self.events():
+            if event is None:
+                yield KEEP_ALIVE
+                continue
+            count += 1
+            event_id = END_ID if event.name in ("end", "gone") else str(count)
+            yield format_sse_event(event=event.name, data_str=event.data.model_dump_json(), id=event_id)
+
+    async def events(self) -> AsyncIterator[StreamEvent | None]:
+        """Each event as soon as it is known; ends after `end`, or `gone` when the job was erased. None: nothing has
+        happened for so long that the line may be taken for dead."""
         with self.hub.listen(self.view.record.id) as mailbox:
             spoke_at = time.monotonic()
-            for chunk in self._changes():
-                yield chunk
+            for event in self._changes():
+                yield event
             while self.view.status not in ENDED:
-                chunks = await self._next(mailbox)
-                if chunks is None:
-                    yield self._event("gone", JobError(code="job_gone", detail=Problem("job_gone").detail), END_ID)
+                events = await self._next(mailbox)
+                if events is None:
+                    yield StreamEvent("gone", JobError(code="job_gone", detail=Problem("job_gone").detail))
                     return
-                if not chunks and time.monotonic() - spoke_at > KEEP_ALIVE_S:
-                    chunks = [b": still here\n\n"]
-                for chunk in chunks:
+                if not events and time.monotonic() - spoke_at > KEEP_ALIVE_S:
                     spoke_at = time.monotonic()
-                    yield chunk
+                    yield None
+                for event in events:
+                    spoke_at = time.monotonic()
+                    yield event
 
-    async def _next(self, mailbox: Mailbox) -> list[bytes] | None:
+    async def _next(self, mailbox: Mailbox) -> list[StreamEvent] | None:
         """The events that came about since; None when the job is no more."""
         kinds = await mailbox.take(REREAD_S)
         try:
@@ -87,43 +109,35 @@ class JobStream:
             if newest is None:
                 return None
             self.view = newest
-            chunks = self._changes()
+            events = self._changes()
             if "preview" in kinds and newest.record.submission.delivery.previews and newest.status == "running":
-                chunks.extend(self._preview(await self.read_preview()))
+                events.extend(self._preview(await self.read_preview()))
         except RedisError:
             return []  # the job goes on without us; the next look may succeed
-        return chunks
+        return events
 
-    def _changes(self) -> list[bytes]:
+    def _changes(self) -> list[StreamEvent]:
         view = self.view
         document = job_document(view)
         if view.status in ENDED:
-            return [self._event("end", document, END_ID)]
-        chunks = []
+            return [StreamEvent("end", document)]
+        events: list[StreamEvent] = []
         if self._is_new("status", (view.status, document.warnings)):
-            chunks.append(self._event("status", document))
+            events.append(StreamEvent("status", document))
         step, steps = (view.progress.step, view.progress.steps) if view.progress else (0, 0)
         if (steps or view.queue_position is not None) and self._is_new("progress", (step, steps, view.queue_position)):
-            eta_s = document.eta_s
-            chunks.append(
-                self._event(
-                    "progress",
-                    ProgressEvent(step=step, steps=steps, eta_s=eta_s, queue_position=view.queue_position),
-                )
-            )
-        return chunks
+            place = view.queue_position
+            news = ProgressEvent(step=step, steps=steps, eta_s=document.eta_s, queue_position=place)
+            events.append(StreamEvent("progress", news))
+        return events
 
-    def _preview(self, webp: bytes | None) -> list[bytes]:
+    def _preview(self, webp: bytes | None) -> list[StreamEvent]:
         if webp is None or not self._is_new("preview", webp):
             return []
         image = f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
-        return [self._event("preview", PreviewEvent(image=image))]
+        return [StreamEvent("preview", PreviewEvent(image=image))]
 
     def _is_new(self, name: str, state: object) -> bool:
         is_new = self._sent.get(name) != state
         self._sent[name] = state
         return is_new
-
-    def _event(self, name: str, data: BaseModel, event_id: str | None = None) -> bytes:
-        self._count += 1
-        return format_sse_event(event=name, data_str=data.model_dump_json(), id=event_id or str(self._count))

@@ -16,6 +16,7 @@ os.environ.update(
 )
 
 import signal  # noqa: E402
+import sys  # noqa: E402
 
 # A shell starts background commands with SIGINT ignored, and every process below would inherit that; some tests press
 # Ctrl-C.
@@ -30,6 +31,7 @@ import redis  # noqa: E402
 
 from tests.fleet import Fleet  # noqa: E402
 from tests.http_kit import FakeWorker  # noqa: E402
+from tests.process_kit import Console  # noqa: E402
 from workers.connection import connect  # noqa: E402
 from workers.embedded import ensure_server  # noqa: E402
 from workers.store import LocalStore  # noqa: E402
@@ -71,3 +73,15 @@ def fleet(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator
     """Real worker processes on the empty server, as soon as some are started."""
     with Fleet(redis_url, redis_client, tmp_path) as fleet:
         yield fleet
+
+
+@pytest.fixture(scope="session")
+def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real server with the bundled model and without keys, as `serve.sh` starts it. Tests that share it use
+    no more than a second or two of it each and leave no jobs behind that run."""
+    data = tmp_path_factory.mktemp("live")
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data)]
+    with Console(command, DENOISED_WEBHOOK_ALLOW="127.0.0.1") as console:
+        yield console.wait_for(r"ready on (http://[^ ]+)")[1]
+        console.process.terminate()
+        console.wait_for_end()

@@ -331,7 +331,7 @@ async def test_a_task_that_no_model_serves_is_unavailable(redis_url, store, work
         ("GET", "/generate", ALICE, "method_not_allowed"),
         ("PUT", "/jobs", ALICE, "method_not_allowed"),
         ("GET", "/jobs", {}, "key_required"),
-        ("GET", "/jobs", {"Authorization": "Basic YTpi"}, "key_required"),
+        ("GET", "/jobs", {"Authorization": "Digest abc"}, "key_required"),
         ("GET", "/jobs", {"Authorization": "Bearer wrong"}, "key_unknown"),
         ("GET", "/metrics", {}, "key_required"),
         ("GET", "/models", {}, "key_required"),

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from starlette.datastructures import Headers
 
+from app.intake import LARGE_BODY_BYTES
 from app.payload import Payload, read_payload
-from app.routes.generate import LARGE_BODY_BYTES
 from app.schemas import IMAGE_TO_IMAGE_EXAMPLE, TEXT_TO_IMAGE_EXAMPLE
 from tests.http_kit import ALICE, BOB, ENTRY, KEYS, is_untouched, png, serving
 

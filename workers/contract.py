@@ -169,6 +169,8 @@ class Submission(Value):
     traceparent: str | None = None
     request_id: str | None = None
     """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
+    dialect: str | None = None
+    """The API in whose words it came; None for our own."""
 
 
 _NEEDS: tuple[tuple[int, Callable[[Submission], bool]], ...] = ()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Header, Request
 from pydantic import WithJsonSchema
-from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from app.accept import Accepted, Trace, accept
+from app.accept import Accepted
 from app.answers import Prefer, document_answer, preferred_wait_s, problems
 from app.documents import job_document, job_path
-from app.errors import Problem
+from app.intake import idempotency_of, parsed, queue_job, read_body
 from app.payload import Payload, read_payload
 from app.schemas import (
     IMAGE_TO_IMAGE_EXAMPLE,
@@ -24,17 +22,12 @@ from app.schemas import (
     JobDocument,
     form_schema,
 )
-from app.services import Services, ServicesHere, TenantHere, note_job
+from app.services import Services, ServicesHere, TenantHere
 from app.streams import wait_for_end
 from workers.board import Idempotency
-from workers.contract import ENDED, JobView
+from workers.contract import ENDED
 
 router = APIRouter(tags=["generate"])
-
-LARGE_BODY_BYTES = 2**20
-"""A body from this size on takes milliseconds to parse and hash: too long for the event loop."""
-_KEY = re.compile(r"[\x20-\x7e]{1,255}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _BODY: dict[str, Any] = {
     "required": True,
@@ -85,64 +78,24 @@ _PROBLEMS = problems(
 async def generate(
     request: Request,
     services: ServicesHere,
-    tenant: TenantHere,
+    _tenant: TenantHere,
     prefer: Prefer = None,
     idempotency_key: Annotated[
         str | None,
         Header(description="Repeats with the same key and body get the same job."),
         WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]*$"}),
     ] = None,
-    traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """Queues one job for one or more pictures and answers with its document; `Location` is where it is found."""
-    payload, idempotency = await _understand(services, request.headers, await _read_body(request), idempotency_key)
-    parent = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
-    accepted = await accept(services, tenant, payload, idempotency, Trace(request.state.request_id, parent))
-    note_job(request, accepted.view.record.id)
-    _tell(services, accepted)
-    return await _answer(services, accepted, preferred_wait_s(prefer or [], services.settings.max_wait_s))
-
-
-def _tell(services: Services, accepted: Accepted) -> None:
-    """The line that has the job and its request beside each other; the answer may come much later."""
-    record = accepted.view.record
-    services.log.info(
-        "accepted" if accepted.is_new else "accepted before",
-        job=record.id,
-        tenant=record.submission.tenant,
-        model=record.submission.request.model,
-        task=record.submission.request.task,
-        priority=record.submission.priority,
-    )
-
-
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body.extend(chunk)
-    return bytes(body)
-
-
-async def _understand(
-    services: Services, headers: Headers, body: bytes, key: str | None
-) -> tuple[Payload, Idempotency | None]:
-    """The body parsed and, if need be, hashed; a large one in a thread, so that other requests go on meanwhile."""
+    body = await read_body(request)
 
     def read() -> tuple[Payload, Idempotency | None]:
-        payload = read_payload(headers, body)
-        return payload, _idempotency(key, payload)
+        payload = read_payload(request.headers, body)
+        return payload, idempotency_of(idempotency_key, payload)
 
-    if len(body) < LARGE_BODY_BYTES:
-        return read()
-    return await anyio.to_thread.run_sync(read, limiter=services.decoders)
-
-
-def _idempotency(key: str | None, payload: Payload) -> Idempotency | None:
-    if key is None:
-        return None
-    if not _KEY.fullmatch(key):
-        raise Problem("idempotency_key_invalid")
-    return Idempotency(key=key, body_digest=payload.digest)
+    payload, idempotency = await parsed(services, body, read)
+    accepted = await queue_job(request, services, payload, idempotency)
+    return await _answer(services, accepted, preferred_wait_s(prefer or [], services.settings.max_wait_s))
 
 
 async def _answer(services: Services, accepted: Accepted, wait_s: float | None) -> Response:
@@ -153,10 +106,6 @@ async def _answer(services: Services, accepted: Accepted, wait_s: float | None) 
         headers["Idempotency-Replayed"] = "true"
     if wait_s is None:
         return document_answer(job_document(view), 202, headers)
-
-    async def read() -> JobView | None:
-        return await services.on_board(services.board.get, job_id)
-
-    view = await wait_for_end(services.hub, view, read, wait_s)
+    view = await wait_for_end(services.hub, view, functools.partial(services.view, job_id), wait_s)
     headers["Preference-Applied"] = f"wait={wait_s:g}"
     return document_answer(job_document(view), 200 if view.status in ENDED else 202, headers)

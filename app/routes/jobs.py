@@ -15,7 +15,7 @@ from app.documents import job_document
 from app.errors import Problem
 from app.schemas import JobDocument, JobListDocument
 from app.services import Services, ServicesHere, TenantHere, note_job
-from app.streams import END_ID, JobStream
+from app.streams import END_ID
 from workers.contract import ENDED, JobView, Picture, Status
 
 router = APIRouter(tags=["jobs"])
@@ -180,28 +180,12 @@ async def read_events(
     view = await services.owned_job(job_id, tenant)
     if last_event_id == END_ID and view.status in ENDED:
         return Response(status_code=204)
-    _check_streams(services, tenant)
+    services.check_streams(tenant)
     headers = {"X-Accel-Buffering": "no"}
     return StreamingResponse(_counted_chunks(services, view), headers=headers, media_type="text/event-stream")
 
 
-def _check_streams(services: Services, tenant: str) -> None:
-    settings, metrics = services.settings, services.metrics
-    if metrics.open_streams >= settings.max_event_streams:
-        raise Problem("streams_full")
-    if not services.keys.is_empty and metrics.streams_of(tenant) >= settings.max_tenant_streams:
-        raise Problem("streams_full", f"{settings.max_tenant_streams} of them are yours.")
-
-
 async def _counted_chunks(services: Services, view: JobView) -> AsyncIterator[bytes]:
-    job_id = view.record.id
-
-    async def read() -> JobView | None:
-        return await services.on_board(services.board.get, job_id)
-
-    async def read_preview() -> bytes | None:
-        return await services.on_board(services.board.preview, job_id)
-
     with services.metrics.count_stream(view.record.submission.tenant):
-        async for chunk in JobStream(services.hub, view, read, read_preview).chunks():
+        async for chunk in services.stream_of(view).chunks():
             yield chunk

@@ -39,6 +39,7 @@ from app.security import KeyRing, load_keys
 from app.services import Services
 from app.settings import ApiSettings
 from workers.board import JobBoard
+from workers.choices import Choices
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.overview import Overview
 from workers.reservations import Reservations
@@ -122,6 +123,7 @@ async def _services(
             keys=keys,
             board=JobBoard(client, retention_s=settings.retention_s),
             overview=Overview(client),
+            choices=Choices(client),
             store=store,
             room=room,
             hub=hub,

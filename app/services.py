@@ -26,6 +26,7 @@ from app.security import KeyRing
 from app.settings import ApiSettings
 from app.streams import JobStream
 from workers.board import JobBoard
+from workers.choices import Choices
 from workers.contract import JobView, created_at_of
 from workers.overview import Overview
 from workers.store import Store
@@ -44,6 +45,7 @@ class Services:
     keys: KeyRing
     board: JobBoard
     overview: Overview
+    choices: Choices
     store: Store
     room: Room
     hub: EventHub

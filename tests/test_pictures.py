@@ -15,14 +15,13 @@ from models.request import MAX_SEED, ImageToImageRequest, TextToImageRequest
 from models.samplers import NOISE_SCHEDULES, SAMPLERS
 from workers.contract import CONTRACT_VERSION
 from workers.pictures import (
-    SAMPLER_TITLES,
-    SCHEDULE_TITLES,
     encode_picture,
     infotext,
     preview_bytes,
     read_recipe,
     recipe_of,
 )
+from workers.titles import SAMPLER_TITLES, SCHEDULE_TITLES
 
 DIGEST = hashlib.sha256(b"weights").hexdigest()
 FORMATS = ["png", "jpeg", "webp"]

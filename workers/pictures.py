@@ -18,7 +18,6 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,37 +25,10 @@ from PIL import Image, PngImagePlugin
 
 from models.request import PictureRequest
 from workers.contract import CONTRACT_VERSION, OutputFormat
+from workers.titles import SAMPLER_TITLES, SCHEDULE_TITLES
 
 Recipe = Mapping[str, Any]
 """A request as JSON, of one picture: its own seed, `num_images` 1, with `model_digest` and `contract_version`."""
-
-SAMPLER_TITLES: Mapping[str, str] = MappingProxyType(
-    {
-        "ddim": "DDIM",
-        "ddpm": "DDPM",
-        "pndm": "PLMS",
-        "euler": "Euler",
-        "euler_ancestral": "Euler a",
-        "heun": "Heun",
-        "kdpm2": "DPM2",
-        "kdpm2_ancestral": "DPM2 a",
-        "dpmpp_2m": "DPM++ 2M",
-        "dpmpp_2m_sde": "DPM++ 2M SDE",
-        "dpmpp_3m": "DPM++ 3M",
-        "dpmpp_2s": "DPM++ 2S",
-        "deis": "DEIS",
-        "unipc": "UniPC",
-        "lcm": "LCM",
-        "tcd": "TCD",
-        "lms": "LMS",
-    }
-)
-"""Our sampler names as other tools show them."""
-
-SCHEDULE_TITLES: Mapping[str, str] = MappingProxyType(
-    {"default": "Automatic", "karras": "Karras", "exponential": "Exponential", "trailing": "SGM Uniform"}
-)
-"""Our noise schedules as other tools show them."""
 
 _MODEL_HASH_DIGITS = 10
 _IMAGE_DESCRIPTION, _EXIF_FOLDER, _USER_COMMENT = 0x010E, 0x8769, 0x9286

@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app.dialect import picture_files, refuse_unsupported, until_ended
+from app.dialect import picture_files, refuse_unsupported, require_success, until_ended
 from app.dialects.a1111.bodies import ExtraBatchImages, Extras, ExtraSingleImage, PngInfo
 from app.dialects.a1111.current import upscalers
 from app.dialects.a1111.infotext import values_of
@@ -109,11 +109,19 @@ async def _all_ended(
             fields = {"task": "upscale", "model": upscaler.name}
             payload = Payload(fields, {"image": upload.png})
             views.append(await queued(request, services, payload, {"model": "upscaler_1"}))
-        return [await until_ended(request, services, view) for view in views]
+        ended = [await _succeeded(request, services, view) for view in views]
     except (Problem, ClientDisconnect):
         for view in views:
             await services.on_board(services.board.cancel, view.record.id)
         raise
+    return ended
+
+
+async def _succeeded(request: Request, services: Services, view: JobView) -> JobView:
+    """Raises Problem for a job that did not."""
+    ended = await until_ended(request, services, view)
+    require_success(ended)
+    return ended
 
 
 @dataclass(frozen=True)

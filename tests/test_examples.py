@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     *("README.md", "docs/api.md", "docs/cli.md"),
-    *(f"docs/{name}.md" for name in ("openai", "a1111", "replicate", "client", "webhooks", "replay")),
+    *(f"docs/{name}.md" for name in ("openai", "a1111", "replicate", "huggingface", "client", "webhooks", "replay")),
 )
 """The pages of the ways in."""
 ADDRESS = "http://127.0.0.1:8000"
@@ -76,7 +76,8 @@ class Reader:
         (folder / ".venv").mkdir()
         (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
         (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("DENOISED_", "REDIS_"))}
+        ours = ("DENOISED_", "REDIS_", "HF_HUB_OFFLINE")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self._environment = {
             **clean,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

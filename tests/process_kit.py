@@ -72,6 +72,7 @@ class ApiServer:
     """A real API process on a free port of loopback, which keeps its port while it is killed and started again."""
 
     def __init__(self, redis_url: str, store: LocalStore, **environment: str) -> None:
+        self.store = store
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

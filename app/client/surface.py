@@ -30,6 +30,7 @@ from app.client.values import Image, Job, Model, ModelFault, Preview
 _WAIT = {"Prefer": "wait=50"}
 _ATTEMPTS = 3
 """Times that a picture is fetched before its damage counts as the server's, or that a DELETE is tried."""
+PAGE_JOBS = 100
 _MODEL, _MODEL_FAULT = TypeAdapter(Model), TypeAdapter(ModelFault)
 
 
@@ -226,7 +227,7 @@ class _Pages:
 
     def __init__(self, conversation: Conversation, query: Mapping[str, str]) -> None:
         self._conversation = conversation
-        self._query: dict[str, str] | None = {"limit": "100", **query}
+        self._query: dict[str, str] | None = {"limit": str(PAGE_JOBS), **query}
         self._jobs: deque[Job] = deque()
 
     def next(self) -> Steps[Job | None]:

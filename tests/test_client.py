@@ -34,6 +34,7 @@ from app.client import (
     WaitTimeout,
     conversation,
     surface,
+    values,
 )
 from app.client.conversation import Conversation
 from app.client.following import JOB, EventReader, merged
@@ -44,6 +45,7 @@ from app.main import create_app
 from app.schemas import ControlBody, LoraBody, form_schema
 from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, client_of, png, settings_for
 from tests.process_kit import ROOT, ApiServer
+from workers.contract import ENDED
 from workers.store import LocalStore
 
 ALICE_KEY, BOB_KEY = (who["Authorization"].removeprefix("Bearer ") for who in (ALICE, BOB))
@@ -66,7 +68,9 @@ def test_both_clients_have_the_same_calls_word_for_word() -> None:
 def test_importing_the_client_brings_neither_the_server_nor_torch() -> None:
     code = "import sys, app.client; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert {"fastapi", "starlette", "uvicorn", "redis", "torch", "PIL"}.isdisjoint(loaded.stdout.split())
+    assert {"fastapi", "starlette", "uvicorn", "redis", "torch", "PIL", "workers", "models"}.isdisjoint(
+        loaded.stdout.split()
+    )
 
 
 @pytest.mark.parametrize("server", ["http://x:port", "localhost:8000", "ftp://x", "http://", "no server"])
@@ -101,6 +105,10 @@ def test_pictures_go_along_as_path_bytes_or_text(tmp_path: Path) -> None:
 
 
 # --- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_the_states_that_a_job_ends_in_are_the_servers() -> None:
+    assert values.ENDED == ENDED
 
 
 def test_what_a_newer_server_tells_is_passed_over_and_kept_in_the_document() -> None:
@@ -466,6 +474,16 @@ def test_who_waits_no_longer_leaves_the_job_alone(server: ApiServer, far_worker:
         assert job.status == "queued"
         far_worker.draw(job.id)
         assert client.wait(job, timeout_s=30).status == "succeeded"
+
+
+def test_a_server_that_is_gone_does_not_make_the_wait_longer() -> None:
+    job = Conversation("http://x").read(JOB, UNKNOWN)
+    with bind("127.0.0.1", 0) as listener:
+        url = url_of(listener)
+    with Client(url) as client, pytest.raises(WaitTimeout):
+        client.wait(job, timeout_s=0.6)
+    with Client(url, patience_s=0.1) as client, pytest.raises(Unreachable):
+        client.wait(job, timeout_s=600)
 
 
 def test_previews_come_between_the_changes(server: ApiServer, far_worker: FakeWorker) -> None:

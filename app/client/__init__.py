@@ -6,8 +6,8 @@
         job = client.generate({"prompt": "a red heart", "seed": 3})
         client.save(job.images[0], "heart.png")
 
-`surface` has the calls, `errors` what they raise, docs/client.md how to use them. Needs httpx2 and pydantic; it knows
-nothing of the server's own code but the names of a job's states.
+`surface` has the calls, `errors` what they raise, docs/client.md how to use them. Needs httpx2 and pydantic, and
+nothing of the server's own code.
 """
 
 from app.client.drivers import DEFAULT_SERVER

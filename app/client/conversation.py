@@ -20,7 +20,8 @@ from app.client.steps import Answer, Send, Sleep, Steps
 from app.client.values import Problem
 
 PATIENCE_S = 30.0
-_REPEATED = frozenset({408, 429, 502, 503, 504})
+REPEATED = frozenset({408, 429, 502, 503, 504})
+"""Statuses that may pass."""
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
@@ -53,7 +54,7 @@ class Conversation:
                 if 200 <= answer.status < 300:
                     return answer
                 error = self.refusal(answer)
-                if answer.status not in _REPEATED:
+                if answer.status not in REPEATED:
                     raise error
             now, pause_s = time.monotonic(), next(pauses)
             give_up_at = give_up_at or now + self.patience_s

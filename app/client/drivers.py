@@ -69,7 +69,7 @@ class SyncDriver:
 
 
 class AsyncDriver:
-    """Use it in an `async with` block, or `close` it. Works with asyncio and with trio."""
+    """Use it in an `async with` block, or `close` it."""
 
     def __init__(
         self,
@@ -281,6 +281,7 @@ def _answer(response: httpx2.Response) -> Answer:
 
 
 def _unreachable(server: httpx2.URL, error: httpx2.HTTPError) -> Unreachable:
-    lost = Unreachable(f"No answer from {str(server).rstrip('/')}: {str(error) or type(error).__name__}.")
+    why = str(error).rstrip(".") or type(error).__name__
+    lost = Unreachable(f"No answer from {str(server).rstrip('/')}: {why}.")
     lost.__cause__ = error
     return lost

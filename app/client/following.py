@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
-from app.client.conversation import Conversation
-from app.client.errors import Unreachable
+from app.client.conversation import REPEATED, Conversation
+from app.client.errors import Refused, Unreachable
 from app.client.steps import SEND_TIMEOUT_S, Answer, Close, Open, Read, Send, Sleep, Steps
 from app.client.values import Job, Preview
 
@@ -110,13 +110,15 @@ class Follower:
         self.job = job
 
     def _ask(self) -> Steps[None]:
+        """How the job stands. What may pass is not raised when it is `until` that forbids to wait for it."""
         left_s = max(0.0, self._until - time.monotonic())
         asking = self._conversation.with_patience(min(self._conversation.patience_s, left_s))
         timeout_s = min(SEND_TIMEOUT_S, max(1.0, left_s))
         try:
             self._note((yield from asking.document(Send("GET", self._path, timeout_s=timeout_s))))
-        except Unreachable:
-            if self.job is None or time.monotonic() < self._until:
+        except (Unreachable, Refused) as error:
+            may_pass = isinstance(error, Unreachable) or error.status in REPEATED
+            if not may_pass or self.job is None or left_s > self._conversation.patience_s:
                 raise
 
     def _pause(self) -> Steps[None]:

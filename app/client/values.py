@@ -14,7 +14,8 @@ from typing import Any, cast
 from pydantic.dataclasses import dataclass
 
 from app.client.request import Request
-from workers.contract import ENDED
+
+ENDED = frozenset({"succeeded", "failed", "canceled"})
 
 
 @dataclass(frozen=True)

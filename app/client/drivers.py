@@ -200,7 +200,7 @@ class _AsyncLine(AsyncExitStack):
 # --- calls become methods --------------------------------------------------------------------------------------------
 
 
-class call(Generic[P, T]):  # noqa: N801
+class call(Generic[P, T]):
     """Makes a method of a call: one that blocks in a SyncDriver, a coroutine in an AsyncDriver."""
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
@@ -220,7 +220,7 @@ class call(Generic[P, T]):  # noqa: N801
         return self._run if client is None else MethodType(self._run, client)
 
 
-class feed(Generic[P, T]):  # noqa: N801
+class feed(Generic[P, T]):
     """Makes a method of a feed: an iterator in a SyncDriver, an asynchronous one in an AsyncDriver."""
 
     def __init__(self, start: Callable[Concatenate[Any, P], Feed[T]]) -> None:

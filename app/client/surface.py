@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from app.client.conversation import Conversation
 from app.client.drivers import AsyncDriver, SyncDriver, call, feed
-from app.client.errors import JobFailed, PictureDamaged, Refused, Unreachable, WaitTimeout
+from app.client.errors import JobFailed, PictureDamaged, Refused, WaitTimeout
 from app.client.following import JOB, Follower, job_path
 from app.client.request import Request, body_of
 from app.client.steps import Do, Feed, Send, Steps
@@ -29,7 +29,7 @@ from app.client.values import Image, Job, Model, ModelFault, Preview
 
 _WAIT = {"Prefer": "wait=50"}
 _ATTEMPTS = 3
-"""Times that a picture is fetched before its damage counts as the server's, or that a DELETE is tried."""
+"""Times that a picture is fetched before its damage counts as the server's."""
 PAGE_JOBS = 100
 _MODEL, _MODEL_FAULT = TypeAdapter(Model), TypeAdapter(ModelFault)
 
@@ -190,21 +190,8 @@ class _Calls:
         return follower.job
 
     def _cancel(self, job: Job | str) -> Steps[Job]:
-        """Looks before each DELETE: a repeat of one whose answer was lost would erase the job."""
-        once = self._conversation.with_patience(0.0)
-        for attempt in range(1, _ATTEMPTS + 1):
-            seen = yield from self._job(job)
-            if seen.is_ended:
-                return seen
-            try:
-                answer = yield from once.answer(Send("DELETE", job_path(job)))
-            except (Refused, Unreachable) as error:
-                if attempt == _ATTEMPTS or (isinstance(error, Refused) and error.status != 503):
-                    raise
-                continue
-            if answer.status == 200:
-                return self._conversation.read(JOB, self._conversation.object_of(answer))
-        return (yield from self._job(job))
+        document = yield from self._ask("POST", f"{job_path(job)}/cancel")
+        return self._conversation.read(JOB, document)
 
     def _download(self, image: Image) -> Steps[bytes]:
         for _ in range(_ATTEMPTS):

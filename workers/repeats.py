@@ -39,7 +39,7 @@ local t = redis.call('TIME')
 local now = tonumber(t[1]) + tonumber(t[2]) / 1000000
 local pool = KEYS[1]
 local function stamp(seconds)
-  return string.format('%.3f', seconds)
+  return string.format('%.6f', seconds)
 end
 local function order_of(member)
   return string.match(member, '^[^ ]+')

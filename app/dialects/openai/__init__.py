@@ -142,5 +142,4 @@ DIALECT = Dialect(
     paths=re.compile(r"/v1/images(/.*)?|/v1/models(/[^/]*)?"),
     router=router,
     refuse=answers.refuse,
-    field_names=answers.FIELD_NAMES,
 )

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app.attempts import FINAL
-from app.dialect import hung_up, in_words_of, picture_files
+from app.dialect import hung_up, picture_files
 from app.dialects.openai.words import Wanted
 from app.documents import job_document, job_path
 from app.errors import Problem
@@ -32,7 +32,6 @@ from app.services import Services
 from app.streams import KEEP_ALIVE
 from workers.contract import JobView, ModelEntry, OutputFormat, Picture
 
-FIELD_NAMES = {"num_images": "n", "mask_image": "mask"}
 _TYPES = {429: "rate_limit_error"}
 _NO_TOKENS = {
     "input_tokens": 0,
@@ -154,7 +153,7 @@ async def picture_events(services: Services, view: JobView, wanted: Wanted) -> A
                 yield chunk
         except (Problem, RedisError) as error:
             problem = error if isinstance(error, Problem) else Problem("redis_unavailable")
-            yield _event("error", error_document(in_words_of(FIELD_NAMES, problem)))
+            yield _event("error", error_document(problem))
 
 
 async def _picture_events(services: Services, view: JobView, wanted: Wanted) -> AsyncGenerator[bytes, None]:

@@ -209,7 +209,8 @@ def _check_size_within_mask(
 def _wanted(
     sent: Payload, body: ImagesBody, payload: Payload, event: Literal["image_generation", "image_edit"]
 ) -> Wanted:
-    names = {native: name for name, native in OURS.items() if name in sent.fields}
+    names = {"num_images": "n", "mask_image": "mask"}
+    names |= {native: name for name, native in OURS.items() if name in sent.fields}
     return Wanted(
         payload=payload,
         sent=sent,

@@ -43,8 +43,8 @@ from workers.repeats import GRACE_S, LEASE_S, Attempt
 RENEW_S = LEASE_S / 4
 LOOK_S = 0.25
 """Between two looks for an order that a repeat may take over."""
-FINAL = frozenset({"job_failed"})
-"""Codes of a status that clients repeat a request after, where a repeat would find the same."""
+_REPEATED = frozenset({408, 409, 429})
+"""Statuses below 500 after which clients send a request again by themselves."""
 
 
 @dataclass
@@ -63,10 +63,10 @@ class OpenAttempt:
     async def __aexit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """A refusal that nothing will change closes the order. After any other fault a repeat may take it over, as
-        after a cancellation, which ends with this process: then the lease lapses by itself."""
+        """A refusal closes the order; after one that clients repeat, as after any other fault, it can be taken over. A
+        cancellation comes with the end of this process: then the lease lapses by itself."""
         self._end_renewing()
-        if isinstance(error, Problem) and (error.status < 500 or error.code in FINAL):
+        if isinstance(error, Problem) and not is_repeated(error):
             await self.close()
         elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
             await self.leave()
@@ -106,6 +106,11 @@ class OpenAttempt:
     def _end_renewing(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
+
+
+def is_repeated(problem: Problem) -> bool:
+    """Whether the same request may do better soon, so that its client shall send it again."""
+    return (problem.status >= 500 or problem.status in _REPEATED) and problem.code != "job_failed"
 
 
 async def begin(request: Request, services: Services, payload: Payload, *, is_repeat: bool) -> OpenAttempt:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx2
@@ -536,8 +536,9 @@ def picture_of(item: Any) -> np.ndarray:
 
 
 @pytest.fixture
-def sdk(live_server: str) -> OpenAI:
-    return OpenAI(base_url=f"{live_server}/v1", api_key="none")
+def sdk(live_server: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{live_server}/v1", api_key="none") as sdk:
+        yield sdk
 
 
 def test_the_package_draws_the_pictures_that_the_native_api_draws(sdk: OpenAI, live_server: str) -> None:

@@ -343,6 +343,24 @@ async def test_a_refused_request_leaves_no_order(client: httpx2.AsyncClient, wor
     assert not worker.client.keys(key("repeats", "*"))
 
 
+@pytest.mark.asyncio
+async def test_what_a_full_queue_refused_is_queued_by_its_repeat_at_once(
+    redis_url: str, store: LocalStore, worker: FakeWorker
+) -> None:
+    async with serving(redis_url, store, max_queued=1) as client:
+        first = asyncio.create_task(post(client))
+        (job,) = await jobs_of(client, 1)
+        full = await post(client)
+        assert (full.status_code, full.headers["x-should-retry"]) == (429, "true")
+        await asyncio.to_thread(worker.draw, job["id"])
+        assert (await first).json()["id"] == job["id"]
+        repeat = asyncio.create_task(post(client, **AGAIN))
+        newest, _ = await jobs_of(client, 2)
+        await asyncio.to_thread(worker.draw, newest["id"])
+        assert (await repeat).json()["id"] == newest["id"]
+        assert not worker.client.keys(key("repeats", "*"))
+
+
 @pytest.fixture
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "LOOK_S", 0.02)

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from app.attempts import FINAL
+from app.attempts import is_repeated
 from app.dialect import hung_up, picture_files
 from app.dialects.openai.words import Wanted
 from app.documents import job_document, job_path
@@ -95,8 +95,8 @@ def model_card(entry: ModelEntry) -> dict[str, Any]:
 def refuse(problem: Problem, request_id: str) -> Response:
     """What is 422 among ours is 400 here: the class of exceptions that clients expect a wrong field to be."""
     status = 400 if problem.status == 422 else problem.status
-    headers = {**problem.headers, **({"x-should-retry": "false"} if problem.code in FINAL else {})}
-    return JSONResponse(error_document(problem), status, headers)
+    should_retry = {"x-should-retry": "true" if is_repeated(problem) else "false"}
+    return JSONResponse(error_document(problem), status, problem.headers | should_retry)
 
 
 def error_document(problem: Problem) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from app.settings import ApiSettings
 from workers.board import JobBoard
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.overview import Overview
+from workers.repeats import Repeats
 from workers.reservations import Reservations
 from workers.store import open_store
 
@@ -122,6 +123,7 @@ async def _services(
             keys=keys,
             board=JobBoard(client, retention_s=settings.retention_s),
             overview=Overview(client),
+            repeats=Repeats(client),
             store=store,
             room=room,
             hub=hub,

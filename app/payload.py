@@ -51,7 +51,7 @@ _FORM_INTEGERS = frozenset(
         *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
     }
 )
-_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
+_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength", "deadline_s"})
 _FORM_JSON = frozenset({"loras", "controls"})
 _FORM_BOOLEANS = frozenset({"previews", "upscale"})
 
@@ -214,8 +214,10 @@ class _Form:
     def _end_part(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = _text(options.get(b"name", b""), "the name of a part")
-        if not name or name in self._fields or name in self._files:
-            raise Problem("multipart_invalid", f"A part has {'the name of another' if name else 'no name'}.")
+        if not name:
+            raise Problem("multipart_invalid", "A part has no name.")
+        if name in self._fields or name in self._files:
+            raise field_problem("multipart_invalid", name, f"There are several parts {name[:80]!r}.")
         if b"filename" in options:
             self._files[name] = bytes(self._data)
         else:

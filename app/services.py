@@ -28,6 +28,7 @@ from app.streams import JobStream
 from workers.board import JobBoard
 from workers.contract import JobView, created_at_of
 from workers.overview import Overview
+from workers.repeats import Repeats
 from workers.store import Store
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -44,6 +45,7 @@ class Services:
     keys: KeyRing
     board: JobBoard
     overview: Overview
+    repeats: Repeats
     store: Store
     room: Room
     hub: EventHub

@@ -11,6 +11,8 @@ Where is it? One key each, `denoised:` in front:
     preview:<id>              string  newest preview of a running job (WebP bytes); expires by itself
     jobs:<tenant>             zset    the tenant's job ids by creation time
     idempotency:<tenant>:<h>  string  "<body digest> <job id>" of an Idempotency-Key; expires with its job
+    repeats:<tenant>:<digest> zset    attempts of requests that say this, by the time until which they wait:
+                                      `workers.repeats`; expires by itself
     upload:<tenant>:<digest>  string  the newest job that holds this upload; expires with its job
     gone:<id>                 string  the tenant of an erased job; expires by itself
     costs:<model>             hash    job id -> predicted cost of each job that has not ended (row-steps at the model's

@@ -18,7 +18,7 @@ run ruff check .
 run ruff format --check .
 run mypy
 run lint-imports
-run pytest "$@"
+run pytest -n 2 --dist worksteal "$@"
 if [ -n "$failed" ]; then
     echo "Failed:$failed" >&2
     exit 1

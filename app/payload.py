@@ -25,7 +25,7 @@ MAX_DEPTH = 4
 """Bodies nest two levels (`loras`, `controls`); more, so that what nests deeper is reported as a wrong field."""
 MAX_FORM_FIELDS = 64
 MAX_FORM_FILES = 2
-"""No task takes more than a picture and its mask."""
+"""No task takes more than a picture and its mask; routes for which that is not so say otherwise."""
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
@@ -44,15 +44,16 @@ class Payload:
         return hashlib.sha256(_canonical({"fields": self.fields, "files": files})).hexdigest()
 
 
-def read_payload(headers: Headers, body: bytes) -> Payload:
-    """The body as its Content-Type says. Raises Problem for anything else than one flat, well-formed body."""
+def read_payload(headers: Headers, body: bytes, max_files: int = MAX_FORM_FILES) -> Payload:
+    """The body as its Content-Type says; a form has at most `max_files` files. Raises Problem for anything else than
+    one flat, well-formed body."""
     media_type, options = parse_options_header(headers.get("content-type", ""))
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem("content_type_unsupported", "The body is compressed.")
     if media_type == b"application/json":
         return Payload(parse_json(body))
     if media_type == b"multipart/form-data":
-        return _Form(options.get(b"boundary", b"")).read(body)
+        return _Form(options.get(b"boundary", b""), max_files).read(body)
     sent = media_type.decode("latin-1") or "nothing"
     raise Problem("content_type_unsupported", f"The Content-Type is {sent}.")
 
@@ -132,10 +133,11 @@ def _is_deeper_than(value: Any, limit: int) -> bool:
 class _Form:
     """Collects the parts of one form-data body: texts as fields, parts with a file name as files."""
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, max_files: int) -> None:
         if not boundary:
             raise Problem("multipart_invalid", "The Content-Type has no boundary.")
         self._boundary = boundary
+        self._max_files = max_files
         self._fields: dict[str, Any] = {}
         self._files: dict[str, bytes] = {}
         self._header = (bytearray(), bytearray())
@@ -183,7 +185,7 @@ class _Form:
             self._files[name] = bytes(self._data)
         else:
             self._fields[name] = form_value(name, _text(bytes(self._data), f"the part {name!r}"))
-        if len(self._files) > MAX_FORM_FILES or len(self._fields) > MAX_FORM_FIELDS:
+        if len(self._files) > self._max_files or len(self._fields) > MAX_FORM_FIELDS:
             raise Problem("multipart_invalid", "There are too many files or fields.")
 
     def _end(self) -> None:
@@ -204,8 +206,8 @@ _FORM_INTEGERS = frozenset(
         *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
     }
 )
-_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
-_FORM_JSON = frozenset({"loras", "controls"})
+_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength", "deadline_s"})
+_FORM_JSON = frozenset({"loras", "controls", "control_images"})
 _FORM_BOOLEANS = frozenset({"previews", "upscale"})
 
 

@@ -75,6 +75,10 @@ class Client:
         """The job document of a new job; repeating the call with the same key makes no second job."""
         return self._json("POST", "/generate", json=body, headers={"Idempotency-Key": idempotency_key})
 
+    def replay(self, body: dict[str, Any], idempotency_key: str) -> dict[str, Any]:
+        """The job document of a picture drawn again; its `replay` is the verdict once it has succeeded."""
+        return self._json("POST", "/replay", json=body, headers={"Idempotency-Key": idempotency_key})
+
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/jobs/{job_id}")
 

@@ -103,5 +103,7 @@ def about_recipe() -> Iterator[None]:
         )
         if problem.code not in _ITS_OWN:
             raise Problem(problem.code, problem.what, errors=errors) from problem
-        what = " ".join(f"{error.pointer.removeprefix('/recipe/')}: {error.detail}" for error in errors[:3])
-        raise Problem("recipe_invalid", what or problem.what, errors=errors) from problem
+        if not errors:
+            errors = (FieldError(pointer="/recipe", detail=problem.what.replace("The body", "The recipe")),)
+        what = " ".join(f"{error.pointer.removeprefix('/')}: {error.detail.rstrip('.')}." for error in errors[:3])
+        raise Problem("recipe_invalid", what, errors=errors) from problem

@@ -293,7 +293,8 @@ class Verdict(Value):
     exact: bool
     """To the last bit."""
     max_difference: int | None = None
-    """Of 255, over all pixels and channels; None without a picture of the same size to compare with."""
+    """Of 255, over all pixels and channels, with what the file shows, unless it is known to be exact; None without a
+    picture of the same size to compare with."""
     differing_pixels: int | None = None
     reasons: tuple[Reason, ...] = ()
 

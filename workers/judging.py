@@ -37,8 +37,8 @@ _DETAILS: Mapping[str, str] = MappingProxyType(
         " pictures differ. Send the picture itself.",
         "recipe_older": "The recipe is of an earlier version: it does not tell with what its picture was made, so"
         " nothing is promised about it.",
-        "unexplained": "Everything that the recipe tells of is the same, and the pixels are not. Look at the"
-        " configuration files of the model.",
+        "unexplained": "Everything that the recipe tells of is the same, and the pixels are not. The recipe itself may"
+        " have been changed, or a configuration file of the model.",
     }
 )
 
@@ -68,6 +68,8 @@ def judge(original: Original, now: Provenance, pixels: np.ndarray, picture: np.n
         largest, count = int(distance.max()), int(np.count_nonzero(distance))
         of_file = _of_jpeg if original.file_kind == "jpeg" and largest else _of_pixels
         finding = of_file(recorded, now, contract, (pixels, picture))
+        if finding.exact:  # what a JPEG shows is further off than what was drawn
+            largest = count = 0
     is_explained = causes or finding.reasons or finding.agrees is not False
     return Verdict(
         agrees=finding.agrees,

@@ -360,6 +360,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"recipe": recipe_for(model_digest=...)}, "recipe_invalid", "/recipe/model_digest"),
     ({"recipe": recipe_for(pixels_sha256="x")}, "recipe_invalid", "/recipe/pixels_sha256"),
     ({"recipe": recipe_for(made_with={"contract": "loose"})}, "recipe_invalid", "/recipe/made_with/contract"),
+    (
+        {"recipe": recipe_for(made_with=MAKING.model_dump() | {"hardware": "\x1b[2J"})},
+        "recipe_invalid",
+        "/recipe/made_with",
+    ),
     ({"recipe": recipe_for(contract_version=99)}, "recipe_invalid", "/recipe/contract_version"),
     ({"recipe": recipe_for(task="sculpture")}, "recipe_invalid", "/recipe"),
     ({"recipe": recipe_for(sampler="DPM++ 2M")}, "recipe_invalid", "/recipe/sampler"),

@@ -182,6 +182,13 @@ async def test_an_enlarged_picture_and_one_with_lora_and_control_are_drawn_again
 
 
 @pytest.mark.asyncio
+async def test_an_upload_that_was_enlarged_is_enlarged_again(workshop: Workshop) -> None:
+    body = {"task": "upscale", "model": "x4", "image": text_of(upload()), "seed": 2, "reproducibility": "strict"}
+    async with workshop.serving() as client:
+        assert_exact((await replayed(client, await drawn(client, body)))["replay"], "strict")
+
+
+@pytest.mark.asyncio
 async def test_a_picture_edited_by_one_pixel_does_not_agree_and_that_is_told(workshop: Workshop) -> None:
     async with workshop.serving() as client:
         file = await drawn(client, STRICT)

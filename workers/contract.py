@@ -153,7 +153,8 @@ def is_queue_of(name: str, model: str) -> bool:
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 in hex."""
-_Word = Annotated[str, Field(max_length=200)]
+_Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Ends on terminals, and may come from a stranger's file."""
 
 
 class Making(Value):

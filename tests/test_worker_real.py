@@ -36,7 +36,7 @@ from workers.connection import connect
 from workers.contract import Submission, new_job_id
 from workers.embedded import ensure_server
 from workers.enlarging import enlarging
-from workers.pictures import read_recipe
+from workers.recipe import read_recipe
 from workers.worker import EXIT_USAGE
 
 DIGEST, MASK_DIGEST = "ab" * 32, "cd" * 32

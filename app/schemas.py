@@ -24,7 +24,7 @@ from models.request import (
     TextToImageRequest,
     UpscaleRequest,
 )
-from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings
+from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings, Verdict
 
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_DEADLINE_S = 30 * 24 * 3600
@@ -391,6 +391,10 @@ class JobDocument(Document):
     reproducibility: Reproducibility | None = Field(
         description="Which contract its pictures hold; null until they are drawn. A strict request for which memory did"
         " not suffice gets standard ones."
+    )
+    replay: Verdict | None = Field(
+        description="Of a job of POST /replay: whether its pixels are those of the first picture, within which"
+        " contract, and why not; null until it is drawn, and for every other job. docs/replay.md describes the codes."
     )
     resumed_from_step: int | None = Field(
         description="Step from which its last worker went on, when another one had come so far; else null."

@@ -29,6 +29,7 @@ from workers.board import JobBoard
 from workers.choices import Choices
 from workers.contract import JobView, created_at_of
 from workers.overview import Overview
+from workers.repeats import Repeats
 from workers.store import Store
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -46,6 +47,7 @@ class Services:
     board: JobBoard
     overview: Overview
     choices: Choices
+    repeats: Repeats
     store: Store
     room: Room
     hub: EventHub

@@ -82,6 +82,8 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data = tmp_path_factory.mktemp("live")
     command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data)]
     with Console(command, DENOISED_WEBHOOK_ALLOW="127.0.0.1") as console:
-        yield console.wait_for(r"ready on (http://[^ ]+)")[1]
+        address = console.wait_for(r"ready on (http://[^ ]+)")[1]
+        reader = console.read_on()
+        yield address
         console.process.terminate()
-        console.wait_for_end()
+        reader.join()

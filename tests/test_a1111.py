@@ -496,6 +496,28 @@ async def test_when_one_picture_of_a_batch_fails_the_others_are_canceled(
     assert (await client.get(f"/jobs/{other}")).json()["status"] == "canceled"
 
 
+@pytest.mark.asyncio
+async def test_who_hangs_up_on_a_batch_has_all_of_it_canceled(client: httpx2.AsyncClient) -> None:
+    app: Any = client._transport.app  # type: ignore[attr-defined]
+    images = [{"data": base64_of(png(colour=(shade, 0, 0))), "name": str(shade)} for shade in (1, 2)]
+    body = json.dumps({"imageList": images, "upscaler_1": "big"}).encode()
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": f"{ROOT}/extra-batch-images", "headers": headers}
+
+    async def send(_message: Any) -> None:
+        pass
+
+    call = asyncio.create_task(app({**scope, "query_string": b""}, messages.get, send))
+    found: dict[str, str] = {}
+    while len(found) < 2:
+        found = await statuses(client, {})
+    messages.put_nowait({"type": "http.disconnect"})
+    await call
+    assert set((await statuses(client, {})).values()) == {"canceled"}
+
+
 # --- whose jobs ------------------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,6 @@ class Current:
             "return_grid": False,
             "grid_save": False,
             "samples_save": False,
-            "save_images_add_number": False,
             "img2img_fix_steps": False,
             "eta_noise_seed_delta": 0,
         }

@@ -49,10 +49,14 @@ def _always(answer: Any) -> Route:
     return route
 
 
-for _name, _answer in _NOTHING.items():
-    router.add_api_route(f"{ROOT}/{_name}", _always(_answer), methods=["GET"])
-for _name in _REFRESHED:
-    router.add_api_route(f"{ROOT}/{_name}", _always(None), methods=["POST"])
+def _add_constant_routes() -> None:
+    for name, answer in _NOTHING.items():
+        router.add_api_route(f"{ROOT}/{name}", _always(answer), methods=["GET"])
+    for name in _REFRESHED:
+        router.add_api_route(f"{ROOT}/{name}", _always(None), methods=["POST"])
+
+
+_add_constant_routes()
 
 
 @router.get(f"{ROOT}/options")

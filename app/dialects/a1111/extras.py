@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
@@ -55,8 +56,11 @@ async def extra_batch_images(request: Request, services: ServicesHere, _tenant: 
     _, body = await read(request, services, ExtraBatchImages)
     texts = [(f"imageList/{number}/data", image.data) for number, image in enumerate(body.imageList)]
     files, told = await _enlarged(request, services, body, texts)
-    images = [in_base64(file) for file in files]
-    return await answer(lambda: {"images": images, "html_info": told}, sum(map(len, files)))
+
+    def document() -> Any:
+        return {"images": [in_base64(file) for file in files], "html_info": told}
+
+    return await answer(document, sum(map(len, files)))
 
 
 async def _enlarged(
@@ -74,7 +78,7 @@ async def _enlarged(
     for plan, view in zip(plans, views, strict=True):
         (file,) = await picture_files(services, view)
         files.append(await anyio.to_thread.run_sync(plan.reduced, file, limiter=services.decoders))
-    told = f"{plans[0].told if plans else ''}, Postprocess upscaler: {upscaler.name}"
+    told = f"{plans[0].told}, Postprocess upscaler: {upscaler.name}"
     return files, f"<p>{html.escape(told)}</p>"
 
 

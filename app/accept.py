@@ -103,6 +103,7 @@ async def _accept(
         traceparent=trace.traceparent,
         request_id=trace.request_id,
         dialect=trace.dialect,
+        memo=dict(payload.memo),
     )
     return await _store_and_submit(services, submission, entry, uploads, idempotency)
 

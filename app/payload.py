@@ -36,6 +36,8 @@ class Payload:
 
     fields: dict[str, Any]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    memo: Mapping[str, Any] = field(default_factory=dict)
+    """What a dialect wants to tell again in its documents, as JSON values. Says nothing of what is to be drawn."""
 
     @property
     def digest(self) -> str:

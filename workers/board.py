@@ -255,11 +255,17 @@ class JobBoard:
         return text(tenant) if tenant else None
 
     def list_jobs(
-        self, tenant: str, *, limit: int, cursor: str | None = None, status: Status | None = None
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        status: Status | None = None,
+        dialect: str | None = None,
     ) -> tuple[list[JobView], str | None]:
         """A page of the tenant's jobs, newest first, and the cursor of the next page (None after the last).
 
-        `cursor`: what the page before returned; ValueError for anything else.
+        `cursor`: what the page before returned; ValueError for anything else. `dialect`: only jobs that came in by it.
         """
         index = key("jobs", tenant)
         found: list[JobView] = []
@@ -269,7 +275,7 @@ class JobBoard:
                 if view is None:
                     if not self.is_known(job_id):  # expired; what another version wrote stays
                         self._redis.zrem(index, job_id)
-                elif status in (None, view.status):
+                elif status in (None, view.status) and dialect in (None, view.record.submission.dialect):
                     found.append(view)
             if len(ids) <= limit:
                 break

@@ -56,7 +56,7 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from models.request import GenerationRequest, Reproducibility
 
@@ -171,6 +171,8 @@ class Submission(Value):
     """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
     dialect: str | None = None
     """The API in whose words it came; None for our own."""
+    memo: dict[str, JsonValue] = {}
+    """What that API's documents tell again of the request; read by nobody else."""
 
 
 _NEEDS: tuple[tuple[int, Callable[[Submission], bool]], ...] = ()

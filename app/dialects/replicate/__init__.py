@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 
 from app.dialect import Dialect
 from app.dialects.replicate import files, models, predictions
-from app.dialects.replicate.inputs import BODY_FIELDS, FIELD_NAMES
+from app.dialects.replicate.documents import webhook_body
+from app.dialects.replicate.inputs import FIELD_NAMES, PredictionInput
 from app.errors import ERRORS, FieldError, Problem
 
-_OUTSIDE_INPUT = BODY_FIELDS | {"content", "metadata"}
 _STATUSES = {410: 404}
 """Its clients know "not found" and no "gone"."""
 
@@ -45,7 +45,7 @@ def _refuse(problem: Problem, request_id: str) -> Response:
 def _field(error: FieldError) -> str:
     """`input.seed` for what the checks behind this dialect call `/seed`."""
     parts = error.pointer.removeprefix("/").split("/")
-    return ".".join(parts if parts[0] in _OUTSIDE_INPUT or parts[0].startswith("?") else ["input", *parts])
+    return ".".join(["input", *parts] if parts[0] in PredictionInput.model_fields else parts)
 
 
 _router = APIRouter()
@@ -61,4 +61,5 @@ DIALECT = Dialect(
     router=_router,
     refuse=_refuse,
     field_names={**FIELD_NAMES, "errors": "invalid_fields"},
+    webhook_body=webhook_body,
 )

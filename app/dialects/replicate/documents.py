@@ -79,9 +79,10 @@ def output_addresses(view: JobView, base_url: str) -> list[str] | None:
     return [f"{base_url}{job_path(view.record.id)}/images/{index}" for index in range(len(outcome.pictures))]
 
 
-def webhook_body(view: JobView, base_url: str) -> bytes:
+def webhook_body(_event: str, _at: float, view: JobView, base_url: str) -> bytes:
     """What a webhook says, whichever event it tells of: the prediction."""
-    return json.dumps(prediction_document(view, base_url), ensure_ascii=False, separators=(",", ":")).encode()
+    document = prediction_document(view, base_url.rstrip("/"))
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def logs(view: JobView) -> str:

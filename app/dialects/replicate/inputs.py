@@ -122,9 +122,6 @@ class PredictionBody(Wire):
     webhook_events_filter: list[Literal["start", "output", "logs", "completed"]] | None = None
 
 
-BODY_FIELDS = frozenset(PredictionBody.model_fields)
-
-
 def read_prediction(sent: Payload) -> PredictionBody:
     """Raises Problem; `errors` names every field at fault."""
     try:

@@ -263,6 +263,12 @@ async def test_a_full_queue_says_when_to_come_back(redis_url: str, store: LocalS
         assert assert_refused(answer, 429, "queue_full")["retry_after"] == int(answer.headers["Retry-After"])
 
 
+@pytest.mark.asyncio
+async def test_a_header_that_would_cancel_is_refused(client: httpx2.AsyncClient) -> None:
+    answer = await client.post(CREATE, json={"input": {"prompt": "a cat"}}, headers={"Cancel-After": "1m"})
+    assert_refused(answer, 422, "field_unsupported", "Cancel-After")
+
+
 def test_no_path_of_openai_is_ours() -> None:
     for path in ("/v1/models", "/v1/models/first", "/v1/images/generations", "/v1/images/edits", "/v1"):
         assert DIALECT.paths.fullmatch(path) is None
@@ -331,6 +337,20 @@ async def test_a_prediction_is_canceled_once_and_stays_so(client: httpx2.AsyncCl
     drawn = await create(client)
     worker.draw(drawn["id"])
     assert (await client.post(drawn["urls"]["cancel"])).json()["status"] == "succeeded"
+
+
+@pytest.mark.asyncio
+async def test_pictures_that_are_gone_are_told_as_removed(
+    client: httpx2.AsyncClient, worker: FakeWorker, store: LocalStore
+) -> None:
+    call = asyncio.create_task(client.post(CREATE, json={"input": {"prompt": "a cat"}}, headers={"Prefer": "wait"}))
+    job_id = await asyncio.to_thread(worker.next_job)
+    await asyncio.to_thread(worker.draw, job_id)
+    assert (await call).json()["data_removed"] is False
+    store.erase(job_id)
+    document = (await client.get(f"/v1/predictions/{job_id}")).json()
+    assert (document["status"], document["output"], document["data_removed"]) == ("succeeded", None, True)
+    assert (await events_of(client, document["urls"]["stream"]))[0][0] == "error"
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from fastapi.sse import format_sse_event
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.answers import preferred_wait_s
-from app.dialect import picture_files
+from app.dialect import picture_files, refuse_unsupported
 from app.dialects.replicate.documents import (
     base_url_of,
     error_text,
@@ -134,6 +134,8 @@ async def _read(request: Request, services: Services) -> tuple[Payload, Predicti
 
 
 async def _create(request: Request, services: Services, order: _Order) -> Response:
+    if "cancel-after" in request.headers:
+        refuse_unsupported({"Cancel-After": "Cancel-After is not read here: `deadline_s` in `input` is nearest to it."})
     wait_s = _wait_s(request, services)
     # Clients make a file of an address only if it is `https:` or `data:`; one that waits wants files.
     holds_files = wait_s is not None and request.url.scheme == "http"
@@ -193,7 +195,12 @@ async def _own(request: Request, services: Services, tenant: str, job_id: str) -
 async def _document(request: Request, services: Services, view: JobView) -> dict[str, Any]:
     document = prediction_document(view, base_url_of(request))
     if view.record.submission.memo["holds_files"] and view.status == "succeeded":
-        document["output"] = await _data_urls(services, view)
+        try:
+            document["output"] = await _data_urls(services, view)
+        except Problem as problem:
+            if problem.code != "image_gone":
+                raise
+            document |= {"output": None, "data_removed": True}
     return document
 
 
@@ -233,13 +240,20 @@ async def _told(services: Services, view: JobView, event: str, base_url: str) ->
     if event == "progress" and bar:
         return [("logs", bar)]
     if event == "gone":
-        return [("error", Problem("job_gone").detail), ("done", '{"reason": "error"}')]
+        return _failed(Problem("job_gone").detail)
     if event != "end":
         return []
     if view.status == "failed":
-        return [("error", error_text(view) or "It failed."), ("done", '{"reason": "error"}')]
+        return _failed(error_text(view) or "")
     if view.status == "canceled":
         return [("done", '{"reason": "canceled"}')]
-    is_plain = base_url.startswith("http:")
-    outputs = await _data_urls(services, view) if is_plain else output_addresses(view, base_url)
+    try:
+        is_plain = base_url.startswith("http:")
+        outputs = await _data_urls(services, view) if is_plain else output_addresses(view, base_url)
+    except Problem as problem:  # too late for an answer that refuses
+        return _failed(problem.detail)
     return [*(("output", address) for address in outputs or ()), ("done", "{}")]
+
+
+def _failed(why: str) -> list[tuple[str, str]]:
+    return [("error", why), ("done", '{"reason": "error"}')]

@@ -7,7 +7,6 @@ no server answers at the default address, starts one for this command and ends i
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import json
 import os
@@ -20,11 +19,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from app.cli import complain
 from app.cli_progress import Progress
-from app.client import DEFAULT_SERVER, Client, ClientError, Refused, Unreachable
+from app.client import DEFAULT_SERVER, Client, ClientError, Job, JobFailed, Model, Refused, Request, Unreachable
 from app.exit_status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS, EXIT_UNREACHABLE
 
 _START_TIMEOUT_S = 300.0
@@ -60,7 +59,7 @@ def generate(options: argparse.Namespace) -> int:
     progress = Progress(sys.stderr)
     try:
         body = request_body(options)
-        with _server(options, progress.say) as server, Client(server, options.key) as client:
+        with _server(options, progress.say) as server, _patient_client(server, options, progress) as client:
             return _draw(client, body, options, progress)
     except _NotSaved as error:
         return complain(str(error), EXIT_SETTINGS)
@@ -68,23 +67,30 @@ def generate(options: argparse.Namespace) -> int:
         return explain(error)
 
 
+def _patient_client(server: str, options: argparse.Namespace, progress: Progress) -> Client:
+    """Waits with a server that starts, and says so."""
+    return Client(
+        server, options.key, patience_s=_START_TIMEOUT_S, on_retry=lambda error, _: progress.say(f"waiting: {error}")
+    )
+
+
 def models(options: argparse.Namespace) -> int:
     """Prints what each model can do, or where one is in memory after a change; returns the exit status."""
     try:
-        with Client(options.server or DEFAULT_SERVER, options.key) as client:
+        with Client(options.server or DEFAULT_SERVER, options.key, patience_s=0.0) as client:
             if options.load or options.unload:
                 state = client.load_model(options.load) if options.load else client.unload_model(options.unload)
                 return _print_state(state, options)
-            answer = client.models()
+            known, faults = client.models(), client.model_faults()
     except ClientError as error:
         return explain(error)
     if options.json:
-        print(json.dumps(answer["models"], indent=2))
+        print(json.dumps([model.document for model in known], indent=2))
         return 0
-    for model in answer["models"]:
+    for model in known:
         print("\n".join(_describe(model)))
-    for fault in answer.get("faults", ()):
-        complain(f"{fault['worker']} cannot load {fault['model']}: {fault['error']['detail']}", EXIT_FAILED)
+    for fault in faults:
+        complain(f"{fault.worker} cannot load {fault.model}: {fault.error.detail}", EXIT_FAILED)
     return 0
 
 
@@ -98,7 +104,7 @@ def _print_state(state: dict[str, Any], options: argparse.Namespace) -> int:
     return 0
 
 
-def request_body(options: argparse.Namespace) -> dict[str, Any]:
+def request_body(options: argparse.Namespace) -> Request:
     """The body of POST /generate: what was given, and nothing else."""
     body: dict[str, Any] = {"prompt": options.prompt}
     for option, name in _FIELDS.items():
@@ -125,13 +131,12 @@ def request_body(options: argparse.Namespace) -> dict[str, Any]:
         # Whether the picture itself is to be enlarged, or what is drawn from it.
         is_all = options.image is not None and body["task"] == "image-to-image" and options.strength is None
         body |= {"task": "upscale"} if is_all else {"upscale": True}
-    return body
+    return cast(Request, body)
 
 
-def _file(path: Path, option: str) -> str:
-    """A picture as base64."""
+def _file(path: Path, option: str) -> bytes:
     try:
-        return base64.b64encode(path.read_bytes()).decode()
+        return path.read_bytes()
     except OSError as error:
         raise _NotSaved(f"{option} {path} cannot be read: {error.strerror}.") from error
 
@@ -159,71 +164,59 @@ def output_paths(options: argparse.Namespace, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
 
 
-def _draw(client: Client, body: dict[str, Any], options: argparse.Namespace, progress: Progress) -> int:
+def _draw(client: Client, body: Request, options: argparse.Namespace, progress: Progress) -> int:
     for path in output_paths(options, options.count):
         if not path.parent.is_dir():
             raise _NotSaved(f"There is no directory {path.parent} to write to. Make it first.")
-    key = str(uuid.uuid4())  # a repeat after a broken line makes no second job
-    document = None
+    key = str(uuid.uuid4())
+    job = None
     try:
-        submitted = document = _submit(client, body, key, progress)
-        for document in client.follow(submitted):
-            progress.show(document)
+        job = client.submit(body, idempotency_key=key)
+        job = client.wait(job, progress=progress.show)
     except KeyboardInterrupt:
         progress.end()
-        with contextlib.suppress(ClientError):
-            # Without a document the answer had not come yet: the same key leads to the job that may be queued.
-            client.cancel((document or client.submit(body, key))["id"])
+        with contextlib.suppress(ClientError), Client(client.server, options.key, patience_s=0.0) as other:
+            # Without a job the answer had not come yet: the same key leads to the one that may be queued.
+            other.cancel(job or other.submit(body, idempotency_key=key))
         return complain("canceled", EXIT_INTERRUPTED)
     finally:
         progress.end()
-    for warning in document["warnings"]:
+    for warning in job.warnings:
         progress.say(f"note: {warning}")
-    if document["status"] != "succeeded":
-        error = document["error"] or {"detail": f"The job was {document['status']}.", "code": document["status"]}
-        return complain(f"{error['detail']} ({error['code']})", EXIT_FAILED)
-    _save(client, document, options)
+    if job.status != "succeeded":
+        failed = JobFailed(job)
+        return complain(f"{failed} ({failed.code})", EXIT_FAILED)
+    _save(client, job, options)
     return 0
 
 
-def _submit(client: Client, body: dict[str, Any], key: str, progress: Progress) -> dict[str, Any]:
-    """Submits; waits with a server that is starting, as long as it says."""
-    end = time.monotonic() + _START_TIMEOUT_S
-    while True:
+def _save(client: Client, job: Job, options: argparse.Namespace) -> None:
+    for image, path in zip(job.images, output_paths(options, len(job.images)), strict=True):
         try:
-            return client.submit(body, key)
-        except Refused as error:
-            if error.status != 503 or time.monotonic() > end:
-                raise
-            progress.say(f"waiting: {error}")
-            time.sleep(error.retry_after_s or 1.0)
-
-
-def _save(client: Client, document: dict[str, Any], options: argparse.Namespace) -> None:
-    for image, path in zip(document["images"], output_paths(options, len(document["images"])), strict=True):
-        try:
-            path.write_bytes(client.image(image["url"]))
+            client.save(image, path)
         except OSError as error:
             raise _NotSaved(
-                f"{path} cannot be written: {error.strerror}. The picture waits at {client.server}{image['url']}."
+                f"{path} cannot be written: {error.strerror}. The picture waits at {client.server}{image.url}."
             ) from error
-        print(f"{path}  {image['width']}x{image['height']}  seed {image['seed']}", flush=True)
+        print(f"{path}  {image.width}x{image.height}  seed {image.seed}", flush=True)
 
 
 def explain(error: ClientError) -> int:
     """Says on stderr why the server did not do it; gives the exit status back."""
     if isinstance(error, Refused):
         return complain(f"{error} ({error.code})", EXIT_FAILED)
-    return complain(
-        f"{error} Start a server with `denoised serve`, or name yours with --server or $DENOISED_SERVER.",
-        EXIT_UNREACHABLE,
-    )
+    if isinstance(error, Unreachable):
+        return complain(
+            f"{error} Start a server with `denoised serve`, or name yours with --server or $DENOISED_SERVER.",
+            EXIT_UNREACHABLE,
+        )
+    return complain(str(error), EXIT_FAILED)
 
 
-def _describe(model: dict[str, Any]) -> Iterator[str]:
-    defaults, limits = model["defaults"], model["limits"]
-    state = "loaded" if model["loaded"] else "not loaded"
-    yield f"{model['name']}  ({', '.join(model['tasks'])}; {model['device']}, {model['dtype']}; {state})"
+def _describe(model: Model) -> Iterator[str]:
+    defaults, limits = model.defaults, model.limits
+    state = "loaded" if model.loaded else "not loaded"
+    yield f"{model.name}  ({', '.join(model.tasks)}; {model.device}, {model.dtype}; {state})"
     yield f"  size      {defaults['width']}x{defaults['height']}; sides {limits['min_size']} to {limits['max_size']}"
     yield f"  steps     {defaults['num_inference_steps']}    guidance {defaults['guidance_scale']:g}"
     yield f"  sampler   {defaults['sampler']}, noise schedule {defaults['noise_schedule']}"
@@ -231,8 +224,8 @@ def _describe(model: dict[str, Any]) -> Iterator[str]:
         if limits[kind]:
             yield f"  {kind:<11} " + ", ".join(limits[kind])
     yield "  samplers  " + ", ".join(
-        f"{sampler['name']} ({'/'.join(sampler['noise_schedules'])}; {sampler['min_steps']}-{sampler['max_steps']})"
-        for sampler in model["samplers"]
+        f"{sampler.name} ({'/'.join(sampler.noise_schedules)}; {sampler.min_steps}-{sampler.max_steps})"
+        for sampler in model.samplers
     )
 
 
@@ -242,19 +235,19 @@ def _describe(model: dict[str, Any]) -> Iterator[str]:
 @contextlib.contextmanager
 def _server(options: argparse.Namespace, say: Callable[[str], None]) -> Iterator[str]:
     """URL of the server to use. One that was named must be there; at the default address, a missing one is started."""
-    if options.server:
-        yield options.server
-        return
-    with Client(DEFAULT_SERVER, options.key) as client:
+    server = options.server or DEFAULT_SERVER
+    with Client(server, options.key) as client:
         try:
             client.is_ready()
         except Refused:
-            pass  # there, and not ready or not content with the key: the request itself will tell
+            pass  # there, and not content with the request: the next one will tell
         except Unreachable:
+            if options.server:
+                raise
             with own_server(say) as url:
                 yield url
             return
-    yield DEFAULT_SERVER
+    yield server
 
 
 @contextlib.contextmanager

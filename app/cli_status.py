@@ -18,7 +18,7 @@ from app.client import DEFAULT_SERVER, Client, ClientError
 def status(options: argparse.Namespace) -> int:
     """Prints what queues and workers do; returns the exit status."""
     try:
-        with Client(options.server or DEFAULT_SERVER, options.key) as client:
+        with Client(options.server or DEFAULT_SERVER, options.key, patience_s=0.0) as client:
             queues, workers = client.queues(), client.workers()
     except ClientError as error:
         return explain(error)

@@ -23,7 +23,8 @@ from typing import Any
 
 import httpx2
 
-from bench.serve import draw, make_body, serving
+from bench.serve import make_body, serving
+from bench.ways import draw_natively
 
 FLOOD, LONE = "flood", "lone"
 KEYS = {tenant: f"{tenant}-key-of-the-bench" for tenant in (FLOOD, LONE)}
@@ -45,7 +46,7 @@ async def probe(client: httpx2.AsyncClient, chance: random.Random, count: int) -
         alike = {"num_inference_steps": 20, "guidance_scale": 5.0, "sampler": "dpmpp_2m"}
         body = make_body(chance, 20) | alike
         started = time.perf_counter()
-        await draw(client, body)
+        await draw_natively(client, body)
         seconds.append(time.perf_counter() - started)
     return seconds
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Self
+
+from workers.store import LocalStore
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 120.0
@@ -66,6 +71,41 @@ class Console:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self.lines += [line.decode() for line in lines]
         return bool(data)
+
+
+class ApiServer:
+    """A real API process on a free port of loopback, which keeps its port while it is killed and started again."""
+
+    def __init__(self, redis_url: str, store: LocalStore, **environment: str) -> None:
+        self.store = store
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._environment = {
+            **os.environ,
+            "REDIS_URL": redis_url,
+            "DENOISED_DATA_DIR": str(store.root.parent),
+            "DENOISED_STORE_URL": str(store.root),
+            **environment,
+        }
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--fd"]
+        options = ["--timeout-graceful-shutdown", "1", "--log-level", "error"]
+        descriptor = self.socket.fileno()
+        self.process = subprocess.Popen(
+            [*command, str(descriptor), *options], env=self._environment, pass_fds=[descriptor]
+        )
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(20)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+        self.socket.close()
 
 
 def is_alive(pid: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import io
 import json
@@ -15,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from app.cli import main
 from app.cli_generate import output_format, output_paths, request_body
 from app.cli_options import parser
 from app.cli_progress import Progress, sentence
-from app.client import merge_progress, parse_events
+from app.client import Job
+from app.client import Progress as StepProgress
 from app.listener import CannotListen, bind, url_of
 from app.security import load_keys
 from app.settings import ApiSettings
@@ -111,7 +112,7 @@ def test_controls_bring_their_pictures(tmp_path: Path) -> None:
     body = request_body(options("a cat", "--control", f"edges={upload}", "--control", f"pose={upload}:0.5"))
     first, second = body["controls"]
     assert (first["name"], second["name"], second["weight"]) == ("edges", "pose", 0.5)
-    assert first["image"] == second["image"] == base64.b64encode(upload.read_bytes()).decode()
+    assert first["image"] == second["image"] == upload.read_bytes()
     with pytest.raises(SystemExit):
         options("a cat", "--control", "edges")
 
@@ -263,24 +264,28 @@ def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     assert len(load_keys(ApiSettings(data_dir=tmp_path)).tenants) == 4
 
 
-# --- progress and events ---------------------------------------------------------------------------------------------
+# --- progress --------------------------------------------------------------------------------------------------------
 
-RUNNING = {"status": "running", "progress": {"step": 5, "steps": 20}, "eta_s": 1.25, "queue_position": None}
+
+def job(status: str, step: int | None = None, eta_s: float | None = None, queue_position: int | None = None) -> Job:
+    progress = StepProgress(step, 20) if step is not None else None
+    return Job("x", "text-to-image", status, datetime.now(UTC), queue_position, progress, eta_s)
 
 
 def test_a_line_tells_place_step_and_time_left() -> None:
-    queued = {"status": "queued", "queue_position": 2, "eta_s": 42.0, "progress": None}
-    assert sentence(queued, bar_width=0) == "queued    2 before this one, 42 s left"
-    assert sentence({**queued, "queue_position": 0}, bar_width=0) == "queued    next, 42 s left"
-    assert sentence(RUNNING, bar_width=8) == "running   [##......] step 5 of 20, 1.2 s left"
-    assert sentence({**RUNNING, "status": "succeeded"}, bar_width=8) == "succeeded"
+    assert (
+        sentence(job("queued", eta_s=42.0, queue_position=2), bar_width=0) == "queued    2 before this one, 42 s left"
+    )
+    assert sentence(job("queued", eta_s=42.0, queue_position=0), bar_width=0) == "queued    next, 42 s left"
+    assert sentence(job("running", 5, 1.25), bar_width=8) == "running   [##......] step 5 of 20, 1.2 s left"
+    assert sentence(job("succeeded", 5, 1.25), bar_width=8) == "succeeded"
 
 
 def test_away_from_a_terminal_only_milestones_get_a_line() -> None:
     stream = io.StringIO()
     progress = Progress(stream)
     for step in range(1, 21):
-        progress.show({**RUNNING, "progress": {"step": step, "steps": 20}})
+        progress.show(job("running", step, 1.25))
     assert len(stream.getvalue().splitlines()) == 5
     assert "\x1b" not in stream.getvalue()
 
@@ -292,29 +297,11 @@ def test_on_a_terminal_one_line_is_written_over_and_taken_away() -> None:
 
     stream = Terminal()
     progress = Progress(stream)
-    progress.show(RUNNING)
-    progress.show(RUNNING)
+    progress.show(job("running", 5, 1.25))
+    progress.show(job("running", 5, 1.25))
     progress.end()
     assert "\n" not in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[2K")
-
-
-def test_events_are_read_with_comments_and_several_data_lines() -> None:
-    lines = [": hello", "", "event: progress", "id: 1", 'data: {"step": 1,', 'data: "steps": 2}', "", "data: 3", ""]
-    assert list(parse_events(iter(lines))) == [("progress", {"step": 1, "steps": 2})]
-
-
-def test_a_progress_event_changes_only_what_it_tells() -> None:
-    document = {"id": "x", "status": "running", "progress": None, "eta_s": None, "queue_position": 1}
-    news = {"step": 3, "steps": 9, "eta_s": 0.5, "queue_position": None}
-    assert merge_progress(document, news) == {
-        "id": "x",
-        "status": "running",
-        "progress": {"step": 3, "steps": 9},
-        "eta_s": 0.5,
-        "queue_position": None,
-    }
-    assert merge_progress(document, {"step": 0, "steps": 0, "eta_s": 2.0})["progress"] is None
 
 
 # --- drawing through a real API process ------------------------------------------------------------------------------

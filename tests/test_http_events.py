@@ -5,11 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ import pytest
 from app.events import EventHub
 from app.main import create_app, make_log
 from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, client_of, serving, settings_for
+from tests.process_kit import ApiServer
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.contract import key
 from workers.embedded import ensure_server
@@ -175,53 +171,19 @@ async def test_the_hub_goes_on_where_it_was_when_redis_comes_back(tmp_path: Path
 # --- over sockets ----------------------------------------------------------------------------------------------------
 
 
-class Server:
-    """A real server process on a free port of loopback."""
-
-    def __init__(self, redis_url: str, store: LocalStore, **environment: str) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._environment = {
-            **os.environ,
-            "REDIS_URL": redis_url,
-            "DENOISED_DATA_DIR": str(store.root.parent),
-            "DENOISED_STORE_URL": str(store.root),
-            **environment,
-        }
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--fd"]
-        options = ["--timeout-graceful-shutdown", "1", "--log-level", "error"]
-        descriptor = self.socket.fileno()
-        self.process = subprocess.Popen(
-            [*command, str(descriptor), *options], env=self._environment, pass_fds=[descriptor]
-        )
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(20)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(20)
-        self.socket.close()
-
-
 @pytest.fixture
-def server(redis_url: str, store: LocalStore, worker: FakeWorker) -> Iterator[Server]:
-    running = Server(redis_url, store, DENOISED_API_KEYS=KEYS)
+def server(redis_url: str, store: LocalStore, worker: FakeWorker) -> Iterator[ApiServer]:
+    running = ApiServer(redis_url, store, DENOISED_API_KEYS=KEYS)
     yield running
     running.stop()
 
 
-def client_to(server: Server) -> httpx2.AsyncClient:
+def client_to(server: ApiServer) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=server.url, headers=ALICE, timeout=30)
 
 
 @pytest.mark.asyncio
-async def test_a_job_is_followed_over_a_socket_from_start_to_end(server: Server, worker: FakeWorker) -> None:
+async def test_a_job_is_followed_over_a_socket_from_start_to_end(server: ApiServer, worker: FakeWorker) -> None:
     async with client_to(server) as client:
         job = (await client.post("/generate", json={"prompt": "a pear", "previews": True})).json()
         silent = (await client.post("/generate", json={"prompt": "a pear"})).json()
@@ -256,7 +218,7 @@ async def test_a_job_is_followed_over_a_socket_from_start_to_end(server: Server,
 
 
 @pytest.mark.asyncio
-async def test_a_job_erased_under_a_streams_eyes_ends_it_with_gone(server: Server, worker: FakeWorker) -> None:
+async def test_a_job_erased_under_a_streams_eyes_ends_it_with_gone(server: ApiServer, worker: FakeWorker) -> None:
     async with client_to(server) as client:
         job = (await client.post("/generate", json={"prompt": "a pear"})).json()
         async with client.stream("GET", job["links"]["events"]) as stream:
@@ -271,7 +233,7 @@ async def test_a_job_erased_under_a_streams_eyes_ends_it_with_gone(server: Serve
 
 @pytest.mark.asyncio
 async def test_a_client_that_comes_back_after_the_server_was_killed_gets_the_state_first(
-    server: Server, worker: FakeWorker
+    server: ApiServer, worker: FakeWorker
 ) -> None:
     async with client_to(server) as client:
         job = (await client.post("/generate", json={"prompt": "a pear"})).json()
@@ -294,7 +256,7 @@ async def test_a_client_that_comes_back_after_the_server_was_killed_gets_the_sta
 
 @pytest.mark.asyncio
 async def test_a_reader_that_does_not_read_loses_steps_but_not_the_end_and_stops_nobody(
-    server: Server, worker: FakeWorker
+    server: ApiServer, worker: FakeWorker
 ) -> None:
     """16 MB of previews go past a client that reads nothing meanwhile: far more than all buffers between hold."""
     steps = 400

@@ -81,6 +81,21 @@ async def test_a_picture_whose_file_is_gone_is_gone(redis_url, store, worker) ->
 
 
 @pytest.mark.asyncio
+async def test_canceling_may_be_repeated_and_never_erases(redis_url, store, worker) -> None:
+    async with serving(redis_url, store, api_keys=KEYS) as client:
+        job = (await client.post("/generate", json={"prompt": "a cat"}, headers=ALICE)).json()
+        assert (await client.post(f"{job['links']['self']}/cancel", headers=BOB)).status_code == 404
+        for _ in range(2):
+            answer = await client.post(f"{job['links']['self']}/cancel", headers=ALICE)
+            assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+        drawn = (await client.post("/generate", json={"prompt": "a cat"}, headers=ALICE)).json()
+        worker.draw(drawn["id"])
+        answer = await client.post(f"{drawn['links']['self']}/cancel", headers=ALICE)
+        assert answer.json()["status"] == "succeeded"
+        assert (await client.get(answer.json()["images"][0]["url"], headers=ALICE)).status_code == 200
+
+
+@pytest.mark.asyncio
 async def test_deleting_cancels_first_and_erases_then(redis_url, store, worker) -> None:
     async with serving(redis_url, store) as client:
         for is_running in (False, True):

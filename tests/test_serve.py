@@ -13,10 +13,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -24,7 +23,7 @@ import redis
 from PIL import Image
 
 from app.cli_generate import own_server
-from app.client import Client
+from app.client import Client, Job
 from app.supervisor import Backoff, describe
 from tests.process_kit import ROOT, Console, wait_until_gone
 from workers.connection import connect
@@ -231,15 +230,11 @@ def valkey_pid(data_dir: Path) -> int:
         connection.close()
 
 
-def begin(client: Client, steps: int) -> dict[str, Any]:
+def begin(client: Client, steps: int) -> Job:
     """A job that a worker has begun."""
-    document = client.submit({"prompt": "a red heart", "num_inference_steps": steps}, str(uuid.uuid4()))
-    return next(news for news in client.follow(document) if news["progress"])
-
-
-def finish(client: Client, document: dict[str, Any]) -> dict[str, Any]:
-    *_, last = client.follow(document)
-    return last
+    job = client.submit({"prompt": "a red heart", "num_inference_steps": steps})
+    with closing(client.events(job)) as events:
+        return next(news for news in events if isinstance(news, Job) and news.progress)
 
 
 @pytest.fixture(scope="module")
@@ -261,18 +256,14 @@ def running(data_dir: Path) -> Iterator[Console]:
 
 def test_the_bundled_model_draws_through_the_server(running: Console) -> None:
     with Client(url_when_ready(running)) as client:
-        document = finish(client, client.submit({"prompt": "a red heart", "num_inference_steps": 2}, "a heart"))
-        assert document["status"] == "succeeded"
-        picture = Image.open(io.BytesIO(client.image(document["images"][0]["url"])))
-        assert picture.size == (document["images"][0]["width"], document["images"][0]["height"])
+        (image,) = client.generate({"prompt": "a red heart", "num_inference_steps": 2}).images
+        assert Image.open(io.BytesIO(client.download(image))).size == (image.width, image.height)
 
 
 def test_what_the_bundled_model_draws_is_enlarged_by_the_bundled_upscaler(running: Console) -> None:
     with Client(url_when_ready(running)) as client:
-        body = {"prompt": "a red heart", "num_inference_steps": 2, "upscale": True}
-        document = finish(client, client.submit(body, "enlarged"))
-        assert document["status"] == "succeeded", document
-        assert (document["images"][0]["width"], document["images"][0]["height"]) == (512, 512)
+        (image,) = client.generate({"prompt": "a red heart", "num_inference_steps": 2, "upscale": True}).images
+        assert (image.width, image.height) == (512, 512)
 
 
 def worker_health(redis_url: str) -> int:
@@ -293,11 +284,11 @@ def test_a_killed_worker_is_replaced_and_its_job_is_drawn(running: Console) -> N
     with Client(url_when_ready(running)) as client:
         start = len(running.lines)
         worker = int([line for line in running.lines if "worker started" in line][-1].split("pid ")[1].rstrip(")"))
-        document = begin(client, steps=60)
+        job = begin(client, steps=60)
         os.kill(worker, signal.SIGKILL)
         running.wait_for(r"worker ended \(killed by SIGKILL\)", start)
         assert pid_of(running, "worker", start) != worker
-        assert finish(client, document)["status"] == "succeeded"
+        assert client.wait(job).status == "succeeded"
 
 
 def test_a_killed_api_is_replaced_and_no_connection_is_refused_meanwhile(running: Console) -> None:
@@ -310,14 +301,13 @@ def test_a_killed_api_is_replaced_and_no_connection_is_refused_meanwhile(running
 
 def test_a_killed_redis_comes_back_with_its_jobs(running: Console, data_dir: Path) -> None:
     with Client(url_when_ready(running)) as client:
-        document = finish(client, client.submit({"prompt": "a red heart", "num_inference_steps": 2}, "redis"))
+        job = client.generate({"prompt": "a red heart", "num_inference_steps": 2})
         start, server = len(running.lines), valkey_pid(data_dir)
         os.kill(server, signal.SIGKILL)
         running.wait_for("embedded Redis server ended", start)
-        after = finish(client, {**document, "status": "queued"})
-        assert after["images"] == document["images"]
+        assert client.wait(job.id).images == job.images
         assert valkey_pid(data_dir) != server
-        assert finish(client, client.submit({"prompt": "a sun", "num_inference_steps": 2}, "after"))["images"]
+        assert client.generate({"prompt": "a sun", "num_inference_steps": 2}).images
 
 
 @pytest.mark.parametrize("dies", ["nothing", "redis"])
@@ -334,9 +324,9 @@ def test_what_has_begun_at_the_first_signal_goes_on_at_the_next_start(tmp_path: 
         console.wait_for("stopped")
     wait_until_gone(*everything)
     with serve(data, "--port", "0", **QUICK) as console, Client(url_when_ready(console)) as client:
-        ended = finish(client, begun)
-        assert ended["status"] == "succeeded"
-        assert ended["resumed_from_step"] > 0
+        ended = client.wait(begun)
+        assert ended.status == "succeeded"
+        assert ended.document["resumed_from_step"] > 0
         console.process.terminate()
         assert console.wait_for_end() == 0
 

@@ -60,6 +60,23 @@ async def read_job(request: Request, services: ServicesHere, tenant: TenantHere,
     return document_answer(job_document(await services.owned_job(job_id, tenant)))
 
 
+@router.post(
+    "/jobs/{job_id}/cancel",
+    response_model=JobDocument,
+    responses=problems(*_JOB),
+    summary="Cancel a job, never erase it",
+)
+async def cancel_job(request: Request, services: ServicesHere, tenant: TenantHere, job_id: JobId) -> Response:
+    """Cancels a queued or running job; one that has ended stays as it is. Answers with the document either way, so it
+    may be repeated."""
+    note_job(request, job_id)
+    await services.owned_job(job_id, tenant)
+    view = await services.on_board(services.board.cancel, job_id)
+    if view is None:
+        raise Problem("job_gone")
+    return document_answer(job_document(view))
+
+
 @router.delete(
     "/jobs/{job_id}",
     response_model=JobDocument,

@@ -29,8 +29,9 @@ from app.uploads import (
     read_mask,
     read_upload,
 )
+from app.webhook_address import Refused, read_target
 from workers.board import Idempotency, IdempotencyConflict, NotDurable
-from workers.contract import Delivery, JobView, ModelEntry, Submission, new_job_id
+from workers.contract import Delivery, JobView, ModelEntry, Submission, Webhook, new_job_id
 
 _UPLOAD_FIELDS = frozenset({"image", "mask_image"})
 _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
@@ -39,10 +40,14 @@ _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
 
 @dataclass(frozen=True)
 class Trace:
-    """What finds a request again, in logs and in the traces of others."""
+    """Where a request came from: what finds it again, in logs and traces of others, and how its webhook speaks."""
 
     request_id: str
     traceparent: str | None = None
+    base_url: str = ""
+    """By which the client has reached the server."""
+    dialect: str = "native"
+    """One of `app.webhook_body.DIALECTS`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ async def _accept(
     body = parse_body(_with_upload_marks(payload))
     if body.priority == "high" and not services.may_be_high(tenant):
         raise Problem("priority_refused")
+    webhook = _webhook(services, body, trace)
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
     await _check_queue(services, tenant, entry)
@@ -100,8 +106,20 @@ async def _accept(
         deadline_s=body.deadline_s,
         traceparent=trace.traceparent,
         request_id=trace.request_id,
+        webhook=webhook,
     )
     return await _store_and_submit(services, submission, entry, uploads, idempotency)
+
+
+def _webhook(services: Services, body: AnyBody, trace: Trace) -> Webhook | None:
+    if body.webhook is None:
+        return None
+    try:
+        read_target(body.webhook.url, services.settings.webhook_allowed)
+    except Refused as error:
+        raise field_problem("webhook_refused", "webhook/url", str(error)) from error
+    events = tuple(dict.fromkeys(body.webhook.events))
+    return Webhook(url=body.webhook.url, events=events, dialect=trace.dialect, base_url=trace.base_url)
 
 
 def _with_upload_marks(payload: Payload) -> dict[str, object]:

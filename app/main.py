@@ -32,19 +32,24 @@ from app.events import EventHub
 from app.gate import Gate, problem_answer
 from app.metrics import HttpMetrics
 from app.room import Room
-from app.routes import admin, generate, health, jobs, models, reference
+from app.routes import admin, generate, health, jobs, models, reference, webhooks
 from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
 from app.security import KeyRing, load_keys
 from app.services import Services
 from app.settings import ApiSettings
+from app.webhook_address import Resolver
+from app.webhook_post import Courier
+from app.webhook_sign import Secrets
+from app.webhooks import LEASE_S, SHARES, Sender
 from workers.board import JobBoard
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.overview import Overview
 from workers.reservations import Reservations
 from workers.store import open_store
+from workers.webhooks import Webhooks
 
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
-_ROUTERS = (generate.router, jobs.router, models.router, admin.router, health.router, reference.router)
+_ROUTERS = (generate.router, jobs.router, models.router, admin.router, health.router, webhooks.router, reference.router)
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
@@ -111,16 +116,22 @@ async def _services(
     room = Room(settings, store, Reservations(client))
     events = connect_async(settings.redis_url, blocks_s=LONGEST_BLOCK_S)
     hub = EventHub(events, log)
-    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(room.keep_up(log))]
+    board, turns = JobBoard(client, retention_s=settings.retention_s), Webhooks(client, LEASE_S)
+    secrets = Secrets(settings.webhook_secrets, turns.secret)
+    courier = Courier(settings.webhook_allowed, Resolver(SHARES.in_all))
+    sender = Sender(board, turns, secrets, courier, http_metrics, log)
+    tasks = [asyncio.create_task(work) for work in (hub.run(), room.keep_up(log), sender.run(hub))]
     try:
         yield Services(
             settings=settings,
             keys=keys,
-            board=JobBoard(client, retention_s=settings.retention_s),
+            board=board,
             overview=Overview(client),
             store=store,
             room=room,
             hub=hub,
+            webhooks=turns,
+            secrets=secrets,
             metrics=http_metrics,
             log=log,
             decoders=anyio.CapacityLimiter(settings.decode_threads),
@@ -128,6 +139,7 @@ async def _services(
     finally:
         for task in tasks:
             await _end(task)
+        await courier.aclose()
         await events.aclose()
         client.close()
 

@@ -67,9 +67,7 @@ _PROBLEMS = problems(
     *("noise_schedule_unknown", "image_not_base64", "image_format_unsupported", "image_broken", "image_too_large"),
     *("image_animated", "image_mode_unsupported", "upload_unknown", "idempotency_conflict", "queue_full"),
     *("mask_missing", "mask_empty", "mask_size_mismatch", "clip_skip_out_of_range", "noise_level_out_of_range"),
-    "lora_unknown",
-    "control_unknown",
-    "upscaler_unknown",
+    *("lora_unknown", "control_unknown", "upscaler_unknown", "webhook_refused"),
     *("redis_unavailable", "no_worker", "store_unavailable", "store_full", "durability_unconfirmed", "internal"),
 )
 
@@ -97,7 +95,8 @@ async def generate(
     """Queues one job for one or more pictures and answers with its document; `Location` is where it is found."""
     payload, idempotency = await _understand(services, request.headers, await _read_body(request), idempotency_key)
     parent = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
-    accepted = await accept(services, tenant, payload, idempotency, Trace(request.state.request_id, parent))
+    trace = Trace(request.state.request_id, parent, base_url=str(request.base_url))
+    accepted = await accept(services, tenant, payload, idempotency, trace)
     note_job(request, accepted.view.record.id)
     _tell(services, accepted)
     return await _answer(services, accepted, preferred_wait_s(prefer or [], services.settings.max_wait_s))

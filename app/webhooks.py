@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -98,8 +98,6 @@ class Sender:
     courier: Courier
     metrics: HttpMetrics
     log: Any
-    delays_s: Sequence[float] = DELAYS_S
-    shares: Shares = SHARES
     _under_way: set[Turn] = field(default_factory=set)
 
     async def run(self, hub: EventHub) -> None:
@@ -113,10 +111,10 @@ class Sender:
 
     async def _round(self, tasks: asyncio.TaskGroup, mailbox: Mailbox) -> float:
         """Begins with everything that is due; returns seconds until the next is."""
-        if len(self._under_way) >= self.shares.in_all:
+        if len(self._under_way) >= SHARES.in_all:
             return ROUND_S
         try:
-            turns, next_in_s = await _in_thread(self.webhooks.take, self.shares, frozenset(self._under_way))
+            turns, next_in_s = await _in_thread(self.webhooks.take, SHARES, frozenset(self._under_way))
         except (RedisError, OSError) as error:
             self.log.warning("webhooks cannot be looked at", error=f"{type(error).__name__}: {error}")
             return ROUND_S
@@ -201,9 +199,9 @@ class Sender:
     def _delay_s(self, state: WebhookState, event: WebhookEvent, answer: Answer | None) -> float | None:
         """Seconds until the next attempt; None when there is none."""
         before = state.failures if state.trying == event else 0
-        if before >= len(self.delays_s) and event != "progress":
+        if before >= len(DELAYS_S) and event != "progress":
             return None
-        delay_s = self.delays_s[min(before, len(self.delays_s) - 1)] * (1 + JITTER * random.random())
+        delay_s = DELAYS_S[min(before, len(DELAYS_S) - 1)] * (1 + JITTER * random.random())
         if answer and answer.status in _BUSY and answer.retry_after_s is not None:
             return max(delay_s, min(answer.retry_after_s, MAX_RETRY_AFTER_S))
         return delay_s

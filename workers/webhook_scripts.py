@@ -22,7 +22,7 @@ local lease, most = tonumber(ARGV[4]), tonumber(ARGV[5])
 local most_to_host, most_of_tenant = tonumber(ARGV[6]), tonumber(ARGV[7])
 local hosts, tenants = cjson.decode(ARGV[8]), cjson.decode(ARGV[9])
 local scanned = 500
-local t = now()
+local t = now() + 0.001  -- times are rounded to that
 local taken, passed = {''}, {}
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', t, 'LIMIT', 0, scanned)
 for _, job in ipairs(due) do

@@ -65,6 +65,7 @@ class JobStream:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Bytes of the events, each as soon as it is known; ends after `end`, or `gone` when the job was erased."""
         with self.hub.listen(self.view.record.id) as mailbox:
+            mailbox.post("status")  # what has changed between reading the view and listening
             spoke_at = time.monotonic()
             for chunk in self._changes():
                 yield chunk

@@ -115,11 +115,13 @@ def _webhook(services: Services, body: AnyBody, trace: Trace) -> Webhook | None:
     if body.webhook is None:
         return None
     try:
-        read_target(body.webhook.url, services.settings.webhook_allowed)
+        target = read_target(body.webhook.url, services.settings.webhook_allowed)
     except Refused as error:
         raise field_problem("webhook_refused", "webhook/url", str(error)) from error
     events = tuple(dict.fromkeys(body.webhook.events))
-    return Webhook(url=body.webhook.url, events=events, dialect=trace.dialect, base_url=trace.base_url)
+    return Webhook(
+        url=body.webhook.url, host=target.host, events=events, dialect=trace.dialect, base_url=trace.base_url
+    )
 
 
 def _with_upload_marks(payload: Payload) -> dict[str, object]:

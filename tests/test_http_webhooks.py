@@ -181,7 +181,7 @@ async def test_a_form_names_a_webhook_as_json(redis_url, store, worker, receiver
 async def test_words_that_this_version_does_not_have_are_left_to_another(
     redis_url, redis_client: redis.Redis, store, worker, receiver
 ) -> None:
-    webhook = Webhook(url=receiver.url, dialect="of version 7")
+    webhook = Webhook(url=receiver.url, host="127.0.0.1", dialect="of version 7")
     submission = make_submission("local").model_copy(update={"webhook": webhook})
     async with serving(redis_url, store, **HERE):
         job_id = worker.board.submit(submission, make_entry())[0].record.id
@@ -474,7 +474,7 @@ async def test_several_processes_tell_each_receiver_once(redis_url, store, worke
 
 @pytest.mark.asyncio
 async def test_what_a_process_had_in_hand_when_it_died_another_one_tells(redis_url, store, worker, receiver) -> None:
-    submission = make_submission("local").model_copy(update={"webhook": Webhook(url=receiver.url)})
+    submission = make_submission("local").model_copy(update={"webhook": Webhook(url=receiver.url, host="127.0.0.1")})
     job_id = worker.board.submit(submission, make_entry())[0].record.id
     worker.draw(job_id)
     (dead,) = Webhooks(worker.client, lease_s=0.5).take(Shares(), ())[0]

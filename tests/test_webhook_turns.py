@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -29,7 +30,7 @@ class Line:
         self.webhooks = Webhooks(client, lease_s=60.0)
 
     def submit(self, events: tuple[WebhookEvent, ...] = ("ended",), url: str = URL, tenant: str = "ann") -> str:
-        webhook = Webhook(url=url, events=events)
+        webhook = Webhook(url=url, host=urlsplit(url).hostname or "", events=events)
         submission = make_submission(tenant).model_copy(update={"webhook": webhook})
         return self.worker.board.submit(submission, make_entry())[0].record.id
 
@@ -249,7 +250,9 @@ def view_of(
 
 
 def told(view: JobView, events: tuple[WebhookEvent, ...] = ALL, **state: object) -> tuple[str, str] | None:
-    message = next_message(view, Webhook(url=URL, events=events), WebhookState.model_validate(state))
+    message = next_message(
+        view, Webhook(url=URL, host="hooks.example.org", events=events), WebhookState.model_validate(state)
+    )
     return message and (message.event, message.id.removeprefix("0" * 44))
 
 
@@ -272,7 +275,11 @@ def test_only_what_is_wanted_is_told() -> None:
 
 
 def test_a_job_that_has_ended_meanwhile_is_told_as_it_was_when_it_began() -> None:
-    message = next_message(view_of(started=True, step=10, ended=True), Webhook(url=URL, events=ALL), WebhookState())
+    message = next_message(
+        view_of(started=True, step=10, ended=True),
+        Webhook(url=URL, host="hooks.example.org", events=ALL),
+        WebhookState(),
+    )
     assert message is not None
     assert (message.event, message.at, message.view.status, message.view.record.outcome) == (
         *("started", 2.0, "running"),

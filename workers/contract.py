@@ -58,7 +58,6 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -171,15 +170,13 @@ class Webhook(Value):
     it does not announce is found when the webhook is looked at next."""
 
     url: str
+    host: str
+    """Of the URL, as whoever checked it has read it."""
     events: tuple[WebhookEvent, ...] = ("ended",)
     dialect: str = "native"
     """In whose words."""
     base_url: str = ""
     """What the addresses in them begin with."""
-
-    @property
-    def host(self) -> str:
-        return urlsplit(self.url).hostname or ""
 
 
 class Submission(Value):

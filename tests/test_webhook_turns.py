@@ -227,6 +227,31 @@ def test_an_attempt_that_would_come_too_late_is_not_waited_for(line: Line) -> No
     assert line.webhooks.pending() == 0
 
 
+def test_who_wants_no_more_while_the_job_is_drawn_leaves_nothing_for_ever(line: Line) -> None:
+    job_id = line.submit(ALL)
+    line.worker.claim(job_id)
+    assert line.webhooks.end(line.take()[0], "gone", 410) == "over"
+    assert line.client.ttl(key("webhook", job_id)) > 0
+    line.worker.draw(job_id)
+    assert line.client.ttl(key("webhook", job_id)) <= 3600
+    assert line.taken() == []
+
+
+def test_a_server_without_memory_lets_webhooks_come_to_their_end(line: Line) -> None:
+    job_id = line.submit(ALL)
+    line.worker.claim(job_id)
+    line.client.config_set("maxmemory", 1)
+    try:
+        line.worker.draw(job_id)
+        (turn,) = line.take()
+        assert line.webhooks.note_failure(turn, "ended", 500, "no", 0.0) == "kept"
+        (turn,) = line.take()
+        assert line.webhooks.note_told(turn, "ended", "", 200, 0.0) == "over"
+    finally:
+        line.client.config_set("maxmemory", 0)
+    assert line.state(job_id).end == "told"
+
+
 def test_the_secret_is_made_once(line: Line) -> None:
     first = line.webhooks.secret()
     assert first == Webhooks(line.client, 1.0).secret()

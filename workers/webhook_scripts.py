@@ -7,7 +7,7 @@ when Redis has no memory left: what they write is small, and in the end they giv
 
 from __future__ import annotations
 
-from workers.scripts import ALLOW_OOM, PRELUDE
+from workers.scripts import ALLOW_OOM, INDEX_TTL_S, PRELUDE
 
 TAKE = (
     ALLOW_OOM
@@ -53,7 +53,7 @@ return taken
 SETTLE = (
     ALLOW_OOM
     + PRELUDE
-    + """
+    + f"""
 -- KEYS: webhooks, webhook:<id>, job:<id>. ARGV: job, token, seconds until it is looked at again ('' when it is over),
 -- seconds of rest, then fields and values. Whoever took a webhook gives it back.
 if redis.call('HGET', KEYS[2], 'holder') ~= ARGV[2] then return 'lost' end
@@ -78,6 +78,7 @@ if ARGV[3] ~= '' then
   end
   redis.call('HSET', KEYS[2], 'end', 'given_up')
 end
+if ttl_ms == -1 then redis.call('EXPIRE', KEYS[2], {INDEX_TTL_S}) end  -- the end of the job sets it anew
 redis.call('HDEL', KEYS[2], 'next_at')
 redis.call('ZREM', KEYS[1], ARGV[1])
 return 'over'

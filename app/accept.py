@@ -29,8 +29,10 @@ from app.uploads import (
     read_mask,
     read_upload,
 )
+from app.webhook_address import Refused, read_target
+from app.webhook_body import NATIVE
 from workers.board import Idempotency, IdempotencyConflict, NotDurable
-from workers.contract import Delivery, JobView, ModelEntry, Submission, new_job_id
+from workers.contract import Delivery, JobView, ModelEntry, Submission, Webhook, new_job_id
 
 _UPLOAD_FIELDS = frozenset({"image", "mask_image"})
 _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
@@ -39,12 +41,14 @@ _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
 
 @dataclass(frozen=True)
 class Trace:
-    """What finds a request again, in logs and in the traces of others."""
+    """Where a request came from: what finds it again, in logs and traces of others, and how its webhook speaks."""
 
     request_id: str
     traceparent: str | None = None
     dialect: str | None = None
     """Name of the dialect that it came in by."""
+    base_url: str = ""
+    """By which the client has reached the server."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ async def _accept(
     body = parse_body(_with_upload_marks(payload))
     if body.priority == "high" and not services.may_be_high(tenant):
         raise Problem("priority_refused")
+    webhook = _webhook(services, body, trace)
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
     await _check_queue(services, tenant, entry)
@@ -104,8 +109,22 @@ async def _accept(
         request_id=trace.request_id,
         dialect=trace.dialect,
         memo=dict(payload.memo),
+        webhook=webhook,
     )
     return await _store_and_submit(services, submission, entry, uploads, idempotency)
+
+
+def _webhook(services: Services, body: AnyBody, trace: Trace) -> Webhook | None:
+    if body.webhook is None:
+        return None
+    try:
+        target = read_target(body.webhook.url, services.settings.webhook_allowed)
+    except Refused as error:
+        raise field_problem("webhook_refused", "webhook/url", str(error)) from error
+    events = tuple(dict.fromkeys(body.webhook.events))
+    return Webhook(
+        url=body.webhook.url, host=target.host, events=events, dialect=trace.dialect or NATIVE, base_url=trace.base_url
+    )
 
 
 def _with_upload_marks(payload: Payload) -> dict[str, object]:

@@ -26,6 +26,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     ├── uploads                        image_not_base64  image_format_unsupported  image_broken  image_too_large
     │                                  image_animated  image_mode_unsupported  upload_unknown
     ├── masks                          mask_missing  mask_empty  mask_size_mismatch
+    ├── whom to tell                   webhook_refused
     └── repeats                        idempotency_conflict
     429  not now                       queue_full  streams_full
     503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  store_full
@@ -214,6 +215,11 @@ def _table() -> dict[str, ErrorKind]:
             422,
             "There is no such upload of yours",
             "Send the picture itself; uploads are known only as long as a job that holds them.",
+        ),
+        "webhook_refused": kind(
+            422,
+            "That webhook is not called",
+            "Send an http or https URL at a public address, or have its host named in DENOISED_WEBHOOK_ALLOW.",
         ),
         "idempotency_conflict": kind(
             422,

@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from replicate.exceptions import ModelError, ReplicateError
 from replicate.helpers import FileOutput
+from replicate.webhook import InvalidSignatureError
 
 from app.dialect import dialect_of, installed_dialects
 from app.dialects.replicate import DIALECT, predictions
 from app.dialects.replicate.inputs import PASSED_OVER, PredictionBody, PredictionInput, native_fields
 from app.schemas import InpaintingBody, UpscaleBody
 from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, encoded, is_untouched, png, serving
+from tests.receiver import FakeReceiver
 from workers.store import LocalStore
 
 EVERY_TASK = ENTRY.model_copy(update={"tasks": ("text-to-image", "image-to-image", "inpainting")})
@@ -575,6 +577,38 @@ async def test_the_stream_ends_with_pictures_or_with_the_reason_why_there_are_no
     assert await events_of(client, canceled["urls"]["stream"]) == [("done", '{"reason": "canceled"}')]
 
 
+# --- webhooks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_a_receiver_is_told_the_prediction_at_its_start_and_at_its_end(
+    redis_url: str, store: LocalStore, worker: FakeWorker
+) -> None:
+    with FakeReceiver() as receiver:
+        async with serving(redis_url, store, webhook_allow=("127.0.0.1",)) as client:
+            wishes = {"webhook": receiver.url, "webhook_events_filter": ["start", "completed"]}
+            document = (await client.post(CREATE, json={"input": {"prompt": "a cat", "seed": 7}, **wishes})).json()
+            assert wishes.items() <= document.items()
+            worker.claim(document["id"])
+            began = (await asyncio.to_thread(receiver.next)).json
+            assert (began["id"], began["status"], began["output"]) == (document["id"], "processing", None)
+            assert began["urls"] == document["urls"]
+            worker.draw(document["id"])
+            ended = (await asyncio.to_thread(receiver.next)).json
+            assert ended == (await client.get(document["urls"]["get"])).json()
+
+
+@pytest.mark.asyncio
+async def test_a_webhook_elsewhere_than_allowed_is_refused(
+    client: httpx2.AsyncClient, worker: FakeWorker, store: LocalStore
+) -> None:
+    body = {"input": {"prompt": "a cat"}, "webhook": "http://127.0.0.1/hook"}
+    assert_refused(await client.post(CREATE, json=body), 422, "webhook_refused", "webhook.url")
+    body["webhook_completed"] = body["webhook"]
+    assert_refused(await client.post(CREATE, json=body), 422, "field_unsupported", "webhook_completed")
+    assert is_untouched(worker.client, store)
+
+
 # --- junk ------------------------------------------------------------------------------------------------------------
 
 JUNK = st.recursive(
@@ -712,6 +746,18 @@ def test_files_are_inputs(theirs: replicate.Client, encoding: Any) -> None:
     picture = Image.open(io.BytesIO(painted[0].read()))
     assert picture.crop((64, 0, 128, 128)).tobytes() == red.crop((64, 0, 128, 128)).tobytes()
     assert picture.crop((0, 0, 64, 128)).tobytes() != red.crop((0, 0, 64, 128)).tobytes()
+
+
+def test_a_webhook_is_signed_so_that_its_users_can_check_it(theirs: replicate.Client) -> None:
+    with FakeReceiver() as receiver:
+        prediction = theirs.predictions.create(model=MODEL, input=APPLE, webhook=receiver.url)
+        told = receiver.next()
+        assert (told.json["id"], told.json["status"]) == (prediction.id, "succeeded")
+        secret = theirs.webhooks.default.secret()
+        body = told.body.decode()
+        theirs.webhooks.validate(headers=told.headers, body=body, secret=secret, tolerance=60)
+        with pytest.raises(InvalidSignatureError):
+            theirs.webhooks.validate(headers=told.headers, body=body.replace("apple", "table"), secret=secret)
 
 
 def test_files_are_kept_and_deleted(theirs: replicate.Client) -> None:

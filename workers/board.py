@@ -66,6 +66,7 @@ from workers.jobkeys import (
 )
 from workers.turns import Lookout
 from workers.views import older_ids, read_views
+from workers.webhooks import LOOK_S, new_webhook
 
 DURABLE_WITHIN_S = 4.0
 """A server that syncs once a second answers in one; below the client's own timeout."""
@@ -213,6 +214,9 @@ class JobBoard:
         if record.submission.deadline_s is not None:
             pipe.zadd(keys.urgent, {record.id: record.deadline})
             pipe.expire(keys.urgent, scripts.INDEX_TTL_S)
+        if record.submission.webhook is not None:
+            pipe.hset(keys.webhook, mapping=new_webhook(record.submission.webhook))
+            pipe.zadd(keys.webhooks, {record.id: record.created_at + LOOK_S})
         self._enqueue(pipe, record)
         pipe.lpush(keys.doorbell, record.id)
         pipe.ltrim(keys.doorbell, 0, scripts.DOORBELL_LENGTH - 1)

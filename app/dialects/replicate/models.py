@@ -1,4 +1,4 @@
-"""Models and their versions, and the account that asks.
+"""Models and their versions, and what belongs to whoever asks.
 
 Owns which model a name or a version means. The version of a model is the digest of its weights.
 """
@@ -21,6 +21,11 @@ router = APIRouter()
 @router.get("/v1/account")
 async def read_account(tenant: TenantHere) -> Response:
     return JSONResponse({"type": "organization", "username": tenant, "name": tenant, "github_url": None})
+
+
+@router.get("/v1/webhooks/default/secret")
+async def read_webhook_secret(services: ServicesHere, tenant: TenantHere) -> Response:
+    return JSONResponse({"key": await services.on_board(services.secrets.of, tenant)})
 
 
 @router.get("/v1/models/{owner}/{name}")

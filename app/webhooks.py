@@ -172,17 +172,19 @@ class Sender:
         if outcome == "delivered" and message.event == "progress":
             return  # twice a second; the metrics count them
         write = self.log.info if outcome == "delivered" else self.log.warning
-        write(f"webhook {outcome}", **names, **told, seconds=round(time.monotonic() - started, 3))
+        write(f"webhook {outcome.replace('_', ' ')}", **names, **told, seconds=round(time.monotonic() - started, 3))
 
     async def _attempt(self, tenant: str, webhook: Webhook, message: Message) -> Answer:
         try:
             body = self.bodies[webhook.dialect](message.event, message.at, message.view, webhook.base_url)
-        except Exception as error:  # noqa: BLE001 (the per-job boundary: one that has no words is one that fails)
-            self.log.error("webhook without words", job=message.view.record.id, exc_info=error)
+            signed = await _in_thread(self.secrets.headers, tenant, message.id, int(time.time()), body)
+            headers = {"Content-Type": "application/json", "User-Agent": "denoised-webhooks", **signed}
+            return await self.courier.post(webhook.url, headers, body)
+        except (Undelivered, RedisError):
+            raise
+        except Exception as error:  # noqa: BLE001 (the per-job boundary: a fault of ours is an attempt that failed)
+            self.log.error("webhook", job=message.view.record.id, exc_info=error)
             raise Undelivered("A fault of this server.") from error
-        signed = await _in_thread(self.secrets.headers, tenant, message.id, int(time.time()), body)
-        headers = {"Content-Type": "application/json", "User-Agent": "denoised-webhooks", **signed}
-        return await self.courier.post(webhook.url, headers, body)
 
     async def _note(self, turn: Turn, message: Message, answer: Answer | None, reason: str) -> str:
         """Tells Redis how it went; returns the same in a word."""

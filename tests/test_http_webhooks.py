@@ -302,6 +302,21 @@ async def test_its_owner_sees_what_went_wrong_and_when_it_is_tried_again(
 
 
 @pytest.mark.asyncio
+async def test_a_fault_of_ours_is_an_attempt_that_failed(
+    redis_url, store, worker, receiver, at_once, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(webhooks, "DIALECTS", {"native": broken})
+    async with serving(redis_url, store, **HERE) as client:
+        job = await post(client, receiver.url)
+        worker.draw(job["id"])
+        assert (await webhook_of(client, job, "given_up"))["last_error"] == "A fault of this server."
+    assert receiver.received == []
+
+
+@pytest.mark.asyncio
 async def test_who_answers_410_is_told_nothing_more(redis_url, store, worker, receiver) -> None:
     receiver.answer = lambda _: Reply(410)
     async with serving(redis_url, store, **HERE) as client:

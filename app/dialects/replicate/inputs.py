@@ -175,7 +175,7 @@ def _unsupported(given: Mapping[str, Any], entry: ModelEntry) -> dict[str, str]:
 
 def _task(given: Mapping[str, Any], entry: ModelEntry) -> str:
     """What the fields ask for; one that the model does not serve is refused later."""
-    if "mask" in given or any(name.startswith("outpaint_") for name in given):
+    if "mask" in given or any(value for name, value in given.items() if name.startswith("outpaint_")):
         return "inpainting"
     fitting = ("image-to-image", "upscale") if "image" in given else ("text-to-image", "upscale")
     return next((task for task in fitting if task in entry.tasks), fitting[0])

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from replicate.webhook import InvalidSignatureError, WebhookSigningSecret
 from replicate.webhook import Webhooks as Replicate
 
-from app import webhooks
+from app import webhook_body, webhooks
 from app.settings import ApiSettings
 from tests.board_values import make_entry, make_submission
 from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, is_untouched, png, serving
@@ -308,7 +308,7 @@ async def test_a_fault_of_ours_is_an_attempt_that_failed(
     def broken(*_: object) -> bytes:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(webhooks, "DIALECTS", {"native": broken})
+    monkeypatch.setattr(webhook_body, "native_body", broken)
     async with serving(redis_url, store, **HERE) as client:
         job = await post(client, receiver.url)
         worker.draw(job["id"])

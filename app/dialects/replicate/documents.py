@@ -19,7 +19,6 @@ OWNER = "denoised"
 _STATUSES = {"queued": "starting", "running": "processing"}
 _BAR = 10
 """Characters of a progress bar."""
-_ENLARGING = frozenset({"noise_level", "scale", "face_enhance"})
 _MASKED = frozenset(
     {
         *("mask", "mask_convention", "mask_blur", "padding_mask_crop"),
@@ -175,7 +174,7 @@ def input_schema(entry: ModelEntry) -> dict[str, Any]:
     """What `input` may hold for this model, with its defaults and limits."""
     offered = PredictionInput.model_json_schema()["properties"]
     hidden = PASSED_OVER | (frozenset() if "inpainting" in entry.tasks else _MASKED)
-    hidden |= frozenset() if "upscale" in entry.tasks else _ENLARGING
+    hidden |= frozenset() if "upscale" in entry.tasks else {"noise_level"}
     if set(entry.tasks) <= {"text-to-image"}:
         hidden |= {"image", "prompt_strength"}
     limits = _limits(entry)

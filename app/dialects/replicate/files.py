@@ -29,6 +29,8 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,20}://.*", re.DOTALL)
 _FILE = re.compile(r"https?://[^/]+/v1/files/([0-9a-f]{44})")
 _PICTURE = re.compile(r"https?://[^/]+/jobs/([0-9a-f]{44})/images/([0-9]{1,6})")
 
+_FORM_FIELDS = frozenset({"content", "metadata"})
+
 
 @router.post("/v1/files")
 async def create_file(request: Request, services: ServicesHere, tenant: TenantHere) -> Response:
@@ -41,13 +43,13 @@ async def create_file(request: Request, services: ServicesHere, tenant: TenantHe
     except Problem:
         await services.on_board(services.room.give_back, file_id)
         raise
-    return JSONResponse(_document(request, services, file_id, kind, data), 201)
+    return JSONResponse(await parsed(services, data, lambda: _document(request, services, file_id, kind, data)), 201)
 
 
 @router.get("/v1/files/{file_id}")
 async def read_file(request: Request, services: ServicesHere, tenant: TenantHere, file_id: str) -> Response:
     data = await _file(services, tenant, file_id)
-    return JSONResponse(_document(request, services, file_id, _kind(data), data))
+    return JSONResponse(await parsed(services, data, lambda: _document(request, services, file_id, _kind(data), data)))
 
 
 @router.delete("/v1/files/{file_id}")
@@ -83,7 +85,10 @@ async def bytes_at(services: Services, tenant: str, field: str, text: str) -> by
 
 
 def _content(sent: Payload) -> bytes:
-    require_no_files_but(sent, frozenset({"content", "metadata"}))
+    require_no_files_but(sent, _FORM_FIELDS)
+    for name in sent.fields:
+        if name not in _FORM_FIELDS:
+            raise field_problem("field_unknown", name, f"There is no field {name!r}.")
     if "content" not in sent.files:
         raise field_problem("field_invalid", "content", "`content` is missing: the file, as a part of a form.")
     metadata = sent.fields.get("metadata", sent.files.get("metadata", b"{}"))

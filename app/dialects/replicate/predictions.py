@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -33,6 +33,7 @@ from app.intake import idempotency_of, parsed, queue_job, read_body
 from app.payload import Payload, read_payload
 from app.services import Services, ServicesHere, TenantHere, note_job
 from app.streams import KEEP_ALIVE, wait_for_end
+from workers.board import Idempotency
 from workers.contract import ENDED, JobView, ModelEntry
 
 router = APIRouter()
@@ -47,23 +48,23 @@ _BARE_WAIT = "wait=60"
 
 
 @router.post("/v1/predictions")
-async def create_by_version(request: Request, services: ServicesHere, tenant: TenantHere) -> Response:
-    sent, body = await _read(request, services)
-    if body.version is None:
+async def create_by_version(request: Request, services: ServicesHere, _tenant: TenantHere) -> Response:
+    sent = await _read(request, services)
+    if sent.body.version is None:
         raise field_problem("field_invalid", "version", "`version` is missing.")
-    owner, entry = version_named(await services.on_board(services.board.catalogue), body.version)
-    return await _create(request, services, _Order(tenant, sent, body, owner, entry))
+    owner, entry = version_named(await services.on_board(services.board.catalogue), sent.body.version)
+    return await _create(request, services, sent, owner, entry)
 
 
 @router.post("/v1/models/{owner}/{name}/predictions")
 async def create_by_model(
-    request: Request, services: ServicesHere, tenant: TenantHere, owner: str, name: str
+    request: Request, services: ServicesHere, _tenant: TenantHere, owner: str, name: str
 ) -> Response:
-    sent, body = await _read(request, services)
-    if body.version is not None:
+    sent = await _read(request, services)
+    if sent.body.version is not None:
         raise field_problem("field_unknown", "version", "The address names the model: `version` has no place here.")
     entry = model_named(await services.on_board(services.board.catalogue), name)
-    return await _create(request, services, _Order(tenant, sent, body, owner, entry))
+    return await _create(request, services, sent, owner, entry)
 
 
 @router.get("/v1/predictions")
@@ -111,40 +112,46 @@ async def stream_prediction(request: Request, services: ServicesHere, tenant: Te
 
 
 @dataclass(frozen=True)
-class _Order:
-    """Whose body it is, what it says, and the model that it is for."""
+class _Sent:
+    """The body as it came and as it was read, and what its Idempotency-Key stands for."""
 
-    tenant: str
-    sent: Payload
+    fields: Mapping[str, Any]
     body: PredictionBody
-    owner: str
-    entry: ModelEntry
+    idempotency: Idempotency | None
 
 
-async def _read(request: Request, services: Services) -> tuple[Payload, PredictionBody]:
+async def _read(request: Request, services: Services) -> _Sent:
+    if "cancel-after" in request.headers:
+        refuse_unsupported({"Cancel-After": "Cancel-After is not read here: `deadline_s` in `input` is nearest to it."})
     body = await read_body(request)
 
-    def read() -> tuple[Payload, PredictionBody]:
+    def read() -> _Sent:
         sent = read_payload(request.headers, body, _MAX_DEPTH)
         if sent.files:
             raise Problem("content_type_unsupported", "A prediction is JSON; files are uploaded before it.")
-        return sent, read_prediction(sent)
+        said = Payload({"path": request.url.path, "body": sent.fields})  # the path names the model
+        idempotency = idempotency_of(request.headers.get("idempotency-key"), said)
+        return _Sent(sent.fields, read_prediction(sent), idempotency)
 
     return await parsed(services, body, read)
 
 
-async def _create(request: Request, services: Services, order: _Order) -> Response:
-    if "cancel-after" in request.headers:
-        refuse_unsupported({"Cancel-After": "Cancel-After is not read here: `deadline_s` in `input` is nearest to it."})
+async def _create(request: Request, services: Services, sent: _Sent, owner: str, entry: ModelEntry) -> Response:
     wait_s = _wait_s(request, services)
-    # Clients make a file of an address only if it is `https:` or `data:`; one that waits wants files.
-    holds_files = wait_s is not None and request.url.scheme == "http"
-    payload = await _payload(services, order, holds_files)
-    said = Payload({**order.sent.fields, "model": f"{order.owner}/{order.entry.name}"})
-    idempotency = idempotency_of(request.headers.get("idempotency-key"), said)
-    accepted = await queue_job(request, services, payload, idempotency, NAME)
+    memo = {
+        "model": f"{owner}/{entry.name}",
+        "version": entry.digest,
+        "input": remembered(sent.fields["input"]),
+        # Clients make a file of an address only if it is `https:` or `data:`; one that waits wants files.
+        "holds_files": wait_s is not None and request.url.scheme == "http",
+        **{name: sent.fields[name] for name in ("webhook", "webhook_events_filter") if sent.fields.get(name)},
+    }
+    fields, files = await _with_files(services, request.state.tenant, native_fields(sent.body, entry))
+    accepted = await queue_job(request, services, Payload(fields, files, memo), sent.idempotency, NAME)
     view, job_id = accepted.view, accepted.view.record.id
     headers = {"Location": prediction_path(job_id)}
+    if not accepted.is_new:
+        headers["Idempotency-Replayed"] = "true"
     if wait_s is not None:
         view = await wait_for_end(services.hub, view, functools.partial(services.view, job_id), wait_s)
         headers["Preference-Applied"] = f"wait={wait_s:g}"
@@ -160,27 +167,22 @@ def _wait_s(request: Request, services: Services) -> float | None:
     return preferred_wait_s(with_number, services.settings.max_wait_s)
 
 
-async def _payload(services: Services, order: _Order, holds_files: bool) -> Payload:
-    fields = native_fields(order.body, order.entry)
+async def _with_files(
+    services: Services, tenant: str, fields: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The fields without those that are addresses of files here, and these files."""
     files = {}
     for ours, theirs in (("image", "image"), ("mask_image", "mask")):
-        data = await bytes_at(services, order.tenant, theirs, fields.get(ours, ""))
+        data = await bytes_at(services, tenant, theirs, fields.get(ours, ""))
         if data is not None:
             files[ours] = data
-            del fields[ours]
+    controls = []
     for number, control in enumerate(fields.get("controls", ())):
-        data = await bytes_at(services, order.tenant, f"controls/{number}/image", control["image"])
-        if data is not None:
-            control["image"] = base64.b64encode(data).decode()
-    sent = order.sent.fields
-    memo: dict[str, Any] = {
-        "model": f"{order.owner}/{order.entry.name}",
-        "version": order.entry.digest,
-        "input": remembered(sent["input"]),
-        "holds_files": holds_files,
-        **{name: sent[name] for name in ("webhook", "webhook_events_filter") if sent.get(name) is not None},
-    }
-    return Payload(fields, files, memo)
+        data = await bytes_at(services, tenant, f"controls/{number}/image", control["image"])
+        as_text = {} if data is None else {"image": base64.b64encode(data).decode()}  # no part of a form can be one
+        controls.append({**control, **as_text})
+    others = {name: value for name, value in fields.items() if name not in files}
+    return {**others, **({"controls": controls} if controls else {})}, files
 
 
 async def _own(request: Request, services: Services, tenant: str, job_id: str) -> JobView:

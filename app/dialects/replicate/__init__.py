@@ -48,17 +48,13 @@ def _field(error: FieldError) -> str:
     return ".".join(["input", *parts] if parts[0] in PredictionInput.model_fields else parts)
 
 
-_router = APIRouter()
-for _part in (predictions, models, files):
-    _router.include_router(_part.router)
-
 DIALECT = Dialect(
     name=predictions.NAME,
     paths=re.compile(
         r"/v1/(predictions|files|account|webhooks|deployments|trainings|hardware|collections)(/.*)?"
         r"|/v1/models/[^/]+/[^/]+(/.*)?"
     ),
-    router=_router,
+    router=APIRouter(routes=[*predictions.router.routes, *models.router.routes, *files.router.routes]),
     refuse=_refuse,
     field_names={**FIELD_NAMES, "errors": "invalid_fields"},
     webhook_body=webhook_body,

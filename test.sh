@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs denoised and its test tools into .venv when needed, then runs every check. Fails if any of them fails.
 # Arguments go to pytest: `sh test.sh tests/test_cli.py -k keys`.
+# Two processes test side by side; `-n 0` keeps everything in one, for a debugger.
 set -eu
 cd "$(dirname "$0")"
 # shellcheck source=.ci/venv.sh
@@ -18,7 +19,7 @@ run ruff check .
 run ruff format --check .
 run mypy
 run lint-imports
-run pytest "$@"
+run pytest -n 2 --dist worksteal "$@"
 if [ -n "$failed" ]; then
     echo "Failed:$failed" >&2
     exit 1

@@ -7,7 +7,8 @@ beyond the Problems it raises.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import anyio.to_thread
 from redis.exceptions import RedisError
@@ -32,7 +33,7 @@ from app.uploads import (
 from app.webhook_address import Refused, read_target
 from app.webhook_body import NATIVE
 from workers.board import Idempotency, IdempotencyConflict, NotDurable
-from workers.contract import Delivery, JobView, ModelEntry, Submission, Webhook, new_job_id
+from workers.contract import Delivery, JobView, ModelEntry, Priority, Submission, Webhook, new_job_id
 
 _UPLOAD_FIELDS = frozenset({"image", "mask_image"})
 _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
@@ -59,15 +60,49 @@ class Accepted:
     is_new: bool
 
 
+@dataclass(frozen=True)
+class Order:
+    """A request that can be queued: everything checked, and everything that came along read."""
+
+    submission: Submission
+    entry: ModelEntry
+    uploads: Uploads
+
+
+ReadOrder = Callable[[], Awaitable[Order]]
+"""Raises Problem."""
+
+
 async def accept(
-    services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, trace: Trace
+    services: Services, tenant: str, read: ReadOrder, idempotency: Idempotency | None, trace: Trace
 ) -> Accepted:
-    """Checks everything, stores the uploads, queues the job. Raises Problem; then nothing was queued or stored, unless
-    the problem is that a queued job is not known to be on disk."""
-    accepted = await _accept(services, tenant, payload, idempotency, trace)
+    """Reads the order, stores the uploads, queues the job. Raises Problem; then nothing was queued or stored, unless
+    the problem is that a queued job is not known to be on disk. A repeat is not read again."""
+    accepted = await _find_earlier(services, tenant, idempotency)
+    if accepted is None:
+        order = await read()
+        accepted = await _store_and_submit(services, _traced(order, trace), idempotency)
     if services.settings.durability == "always":
         await _confirm_durable(services, accepted.view)
     return accepted
+
+
+async def _find_earlier(services: Services, tenant: str, idempotency: Idempotency | None) -> Accepted | None:
+    if idempotency is None:
+        return None
+    try:
+        earlier = await services.on_board(services.board.find_idempotent, tenant, idempotency)
+    except IdempotencyConflict as error:
+        raise Problem("idempotency_conflict") from error
+    return Accepted(earlier, False) if earlier else None
+
+
+def _traced(order: Order, trace: Trace) -> Order:
+    webhook = order.submission.webhook
+    if webhook is not None:
+        webhook = webhook.model_copy(update={"dialect": trace.dialect or NATIVE, "base_url": trace.base_url})
+    found_by = {"traceparent": trace.traceparent, "request_id": trace.request_id, "dialect": trace.dialect}
+    return replace(order, submission=order.submission.model_copy(update={**found_by, "webhook": webhook}))
 
 
 async def _confirm_durable(services: Services, view: JobView) -> None:
@@ -79,24 +114,15 @@ async def _confirm_durable(services: Services, view: JobView) -> None:
         raise Problem("durability_unconfirmed", f"The job is {view.record.id}.", headers=where) from error
 
 
-async def _accept(
-    services: Services, tenant: str, payload: Payload, idempotency: Idempotency | None, trace: Trace
-) -> Accepted:
-    if idempotency:
-        try:
-            earlier = await services.on_board(services.board.find_idempotent, tenant, idempotency)
-        except IdempotencyConflict as error:
-            raise Problem("idempotency_conflict") from error
-        if earlier:
-            return Accepted(earlier, False)
+async def read_order(services: Services, tenant: str, payload: Payload) -> Order:
+    """The order that a body of POST /generate is. Raises Problem."""
     require_no_files_but(payload, _UPLOAD_FIELDS)
-    body = parse_body(_with_upload_marks(payload))
-    if body.priority == "high" and not services.may_be_high(tenant):
-        raise Problem("priority_refused")
-    webhook = _webhook(services, body, trace)
+    body = parse_body(with_upload_marks(payload))
+    check_priority(services, tenant, body.priority)
+    webhook = _webhook(services, body)
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
-    await _check_queue(services, tenant, entry)
+    await check_queue(services, tenant, entry)
     check_controls(body, entry)
     uploads = await _read_uploads(services, tenant, body, payload)
     submission = Submission(
@@ -105,29 +131,29 @@ async def _accept(
         delivery=Delivery(output_format=body.output_format, previews=body.previews),
         priority=body.priority,
         deadline_s=body.deadline_s,
-        traceparent=trace.traceparent,
-        request_id=trace.request_id,
-        dialect=trace.dialect,
-        memo=dict(payload.memo),
         webhook=webhook,
+        memo=dict(payload.memo),
     )
-    return await _store_and_submit(services, submission, entry, uploads, idempotency)
+    return Order(submission, entry, uploads)
 
 
-def _webhook(services: Services, body: AnyBody, trace: Trace) -> Webhook | None:
+def _webhook(services: Services, body: AnyBody) -> Webhook | None:
     if body.webhook is None:
         return None
     try:
         target = read_target(body.webhook.url, services.settings.webhook_allowed)
     except Refused as error:
         raise field_problem("webhook_refused", "webhook/url", str(error)) from error
-    events = tuple(dict.fromkeys(body.webhook.events))
-    return Webhook(
-        url=body.webhook.url, host=target.host, events=events, dialect=trace.dialect or NATIVE, base_url=trace.base_url
-    )
+    return Webhook(url=body.webhook.url, host=target.host, events=tuple(dict.fromkeys(body.webhook.events)))
 
 
-def _with_upload_marks(payload: Payload) -> dict[str, object]:
+def check_priority(services: Services, tenant: str, priority: Priority) -> None:
+    """Raises Problem for one that the tenant may not ask for."""
+    if priority == "high" and not services.may_be_high(tenant):
+        raise Problem("priority_refused")
+
+
+def with_upload_marks(payload: Payload) -> dict[str, object]:
     """The fields as the schema sees them: a file part stands where the base64 text would."""
     twice = payload.fields.keys() & payload.files.keys()
     if twice:
@@ -136,7 +162,8 @@ def _with_upload_marks(payload: Payload) -> dict[str, object]:
     return {**payload.fields, **dict.fromkeys(payload.files, "")}
 
 
-async def _check_queue(services: Services, tenant: str, entry: ModelEntry) -> None:
+async def check_queue(services: Services, tenant: str, entry: ModelEntry) -> None:
+    """Raises Problem when the tenant has as many waiting jobs as it may."""
     if await services.on_board(services.board.queued_count, tenant) < services.settings.max_queued:
         return
     wait_s = await services.on_board(services.board.retry_after_s, tenant, entry.name)
@@ -167,7 +194,7 @@ async def _read_uploads(services: Services, tenant: str, body: AnyBody, payload:
         image, mask = image_source.read(max_pixels), None
         if isinstance(body, InpaintingBody):
             mask = _mask(body, image_source, mask_source, max_pixels)
-            _check_inpainting(body, image, mask, max_pixels)
+            check_inpainting(body, image, mask, max_pixels)
         return Uploads(image, mask, read_controls)
 
     if image_source is None and not controls:
@@ -199,14 +226,21 @@ async def _source(services: Services, tenant: str, payload: Payload, name: str, 
     reference = REFERENCE.fullmatch(text.strip())
     if not reference:
         return _Source(name, text=text)
-    digest = reference[1]
+    held = await held_upload(services, tenant, reference[1])
+    if held is None:
+        raise field_problem("upload_unknown", name, "No job of yours holds this picture.")
+    return _Source(name, held, digest=reference[1])
+
+
+async def held_upload(services: Services, tenant: str, digest: str) -> bytes | None:
+    """The file of an upload that some job of the tenant still holds."""
     holder = await services.on_board(services.board.upload_holder, tenant, digest)
-    if holder is not None:
-        try:
-            return _Source(name, await services.on_store(services.store.get, holder, f"{digest}.png"), digest=digest)
-        except FileNotFoundError:
-            holder = None
-    raise field_problem("upload_unknown", name, "No job of yours holds this picture.")
+    if holder is None:
+        return None
+    try:
+        return await services.on_store(services.store.get, holder, f"{digest}.png")
+    except FileNotFoundError:
+        return None
 
 
 def _mask(body: InpaintingBody, image: _Source, mask: _Source | None, max_pixels: int) -> MaskUpload | None:
@@ -221,7 +255,8 @@ def _mask(body: InpaintingBody, image: _Source, mask: _Source | None, max_pixels
     raise field_problem("mask_missing", "mask_image", "There is no mask, and nothing is to be added.")
 
 
-def _check_inpainting(body: InpaintingBody, image: Upload, mask: MaskUpload | None, max_pixels: int) -> None:
+def check_inpainting(body: InpaintingBody, image: Upload, mask: MaskUpload | None, max_pixels: int) -> None:
+    """Raises Problem where mask and picture do not fit, or the answer would be too large."""
     if mask is not None and (mask.width, mask.height) != (image.width, image.height):
         sizes = f"The mask has {mask.width} x {mask.height} pixels and the picture {image.width} x {image.height}."
         raise field_problem("mask_size_mismatch", "mask_image", sizes)
@@ -236,14 +271,8 @@ def _check_inpainting(body: InpaintingBody, image: Upload, mask: MaskUpload | No
         raise field_problem("image_too_large", f"outpaint_{side}", what)
 
 
-async def _store_and_submit(
-    services: Services,
-    submission: Submission,
-    entry: ModelEntry,
-    uploads: Uploads,
-    idempotency: Idempotency | None,
-) -> Accepted:
-    job_id = new_job_id()
+async def _store_and_submit(services: Services, order: Order, idempotency: Idempotency | None) -> Accepted:
+    job_id, submission, uploads = new_job_id(), order.submission, order.uploads
     await services.on_store(services.room.take, job_id, needed_bytes(submission.request, uploads))
     is_kept = False
     try:
@@ -251,9 +280,9 @@ async def _store_and_submit(
             await services.on_store(services.store.put, job_id, upload.name, upload.png)
         digests = tuple(upload.digest for upload in uploads.all)
         async with services.door:
-            await _check_queue(services, submission.tenant, entry)
+            await check_queue(services, submission.tenant, order.entry)
             view, is_new = await services.on_board(
-                services.board.submit, submission, entry, job_id, idempotency, digests
+                services.board.submit, submission, order.entry, job_id, idempotency, digests
             )
         is_kept = is_new
         return Accepted(view, is_new)

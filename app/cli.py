@@ -1,4 +1,4 @@
-"""The command line: `denoised serve | api | worker | generate | models | status | keys`.
+"""The command line: `denoised serve | api | worker | generate | replay | models | status | keys`.
 
 Owns which fault ends with which exit status, and which command is done where. Each command's work is imported when it
 is asked for, so that `--help` is instant; nothing here needs torch.
@@ -112,6 +112,12 @@ def _generate(options: argparse.Namespace) -> int:
     return generate(options)
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from app.cli_replay import replay
+
+    return replay(options)
+
+
 def _models(options: argparse.Namespace) -> int:
     from app.cli_generate import models
 
@@ -135,6 +141,7 @@ _COMMANDS = {
     "api": _api,
     "worker": _worker,
     "generate": _generate,
+    "replay": _replay,
     "models": _models,
     "status": _status,
     "keys": _keys,

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         " from the environment: docs/settings.md.",
     )
     _add_generate(commands)
+    _add_replay(commands)
     _add_models(commands)
     _add_status(commands)
     _add_keys(commands)
@@ -201,6 +202,28 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
         " normal): low for bulk work, high for what you wait for")  # fmt: skip
     add("--deadline", type=float, metavar="SECONDS", help="the pictures are of no use later; the job fails then")
     _add_server_options(generate)
+
+
+def _add_replay(commands: Commands[argparse.ArgumentParser]) -> None:
+    replay = commands.add_parser(
+        "replay",
+        help="draw a picture again and compare",
+        description="Draws a picture again from the recipe in its file and says whether the pixels agree, within which"
+        " contract, and why not: docs/replay.md.",
+        epilog="The exit status is 0 where they agree, 1 where they do not or where that cannot be told.",
+    )
+    add = replay.add_argument
+    add("file", type=Path, metavar="FILE", help="the picture as the server gave it out, or its recipe as JSON: then"
+        " only digests can be compared")  # fmt: skip
+    add("--recipe", type=Path, metavar="FILE", help="the recipe as JSON, for a picture that has lost its own")
+    add("--image", type=Path, metavar="FILE", help="what the picture was made from. Leave it out while a job of yours"
+        " on that server still holds it")  # fmt: skip
+    add("--mask", type=Path, metavar="FILE", help="the mask that it was made with, likewise")
+    add("--control", dest="controls", action="append", default=[], type=Path, metavar="FILE", help="a picture of its"
+        " ControlNets, likewise; repeat it for several, in any order")  # fmt: skip
+    add("-o", "--output", type=Path, metavar="FILE", help="keep the new picture, to look at both; a PNG")
+    _add_server_options(replay)
+    add("--json", action="store_true", help="print the verdict as the server gave it, for programs")
 
 
 def _add_models(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive
 
 import app.dialects
 from app.errors import FieldError, Problem
@@ -97,14 +98,22 @@ def refuse_unsupported(named: Mapping[str, str]) -> None:
 async def until_ended(request: Request, services: Services, view: JobView) -> JobView:
     """The job as it ended, however long that takes. A client that hangs up before has its job canceled, and
     ClientDisconnect is raised. Raises Problem `job_gone` when the job is erased meanwhile."""
-    gone = asyncio.ensure_future(_hung_up(request))
+    try:
+        return await until_ended_or_hung_up(request, services, view)
+    except ClientDisconnect:
+        await services.on_board(services.board.cancel, view.record.id)
+        raise
+
+
+async def until_ended_or_hung_up(request: Request, services: Services, view: JobView) -> JobView:
+    """As `until_ended`, but the job of a client that hangs up goes on."""
+    gone = asyncio.ensure_future(hung_up(request.receive))
     try:
         while view.status not in ENDED:
             ended = asyncio.ensure_future(_ended(services, view))
             await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 ended.cancel()
-                await services.on_board(services.board.cancel, view.record.id)
                 raise ClientDisconnect
             view = ended.result()
     finally:
@@ -112,8 +121,9 @@ async def until_ended(request: Request, services: Services, view: JobView) -> Jo
     return view
 
 
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def hung_up(receive: Receive) -> None:
+    """Returns when the client is no more there, or has its answer."""
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

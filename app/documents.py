@@ -55,6 +55,7 @@ def job_document(view: JobView) -> JobDocument:
             for index, picture in enumerate(outcome.pictures if outcome else ())
         ),
         reproducibility=outcome.reproducibility if outcome else None,
+        replay=outcome.replay if outcome else None,
         resumed_from_step=outcome.resumed_from_step if outcome else None,
         error=outcome.error if outcome else None,
         timings=outcome.timings if outcome else Timings(),

@@ -27,6 +27,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     │                                  image_animated  image_mode_unsupported  upload_unknown
     ├── masks                          mask_missing  mask_empty  mask_size_mismatch
     ├── whom to tell                   webhook_refused
+    ├── recipes                        recipe_missing  recipe_invalid  upload_mismatch
     └── repeats                        idempotency_conflict
     429  not now                       queue_full  streams_full
     503  not here, not now             redis_unavailable  no_worker  not_ready  store_unavailable  store_full
@@ -221,6 +222,19 @@ def _table() -> dict[str, ErrorKind]:
             "That webhook is not called",
             "Send an http or https URL at a public address, or have its host named in DENOISED_WEBHOOK_ALLOW.",
         ),
+        "recipe_missing": kind(
+            422,
+            "There is no recipe to replay",
+            "Send a picture file as this server gave it out, or its recipe in `recipe`.",
+        ),
+        "recipe_invalid": kind(
+            422, "The recipe cannot be read", "Send the recipe as it is in the picture's file, unchanged."
+        ),
+        "upload_mismatch": kind(
+            422,
+            "The picture is not the one that the recipe names",
+            "Send the very picture that the first one was made from, or leave it out where a job of yours holds it.",
+        ),
         "idempotency_conflict": kind(
             422,
             "This Idempotency-Key came with another body before",
@@ -315,6 +329,7 @@ class Problem(Exception):
         assert code in ERRORS, f"no such error code: {code}. This is a bug."
         super().__init__(code)
         self.code = code
+        self.what = what
         self.detail = f"{what} {ERRORS[code].remedy}".strip()
         self.errors = errors
         wait = {"Retry-After": str(RETRY_AFTER_S[code])} if code in RETRY_AFTER_S else {}

@@ -6,6 +6,7 @@ Knows nothing of what the fields mean (`app.accept` does) nor of how the answer 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +14,7 @@ from typing import TypeVar
 import anyio.to_thread
 from fastapi import Request
 
-from app.accept import Accepted, Trace, accept
+from app.accept import Accepted, ReadOrder, Trace, accept, read_order
 from app.errors import Problem
 from app.payload import Payload
 from app.services import Services, note_job
@@ -58,11 +59,23 @@ async def queue_job(
     idempotency: Idempotency | None = None,
     dialect: str | None = None,
 ) -> Accepted:
-    """Checks and queues one job of the tenant who asks; tells the log. Raises Problem; then nothing is left behind."""
+    """Checks and queues what a body of POST /generate asks for, see `queue_order`."""
+    read = functools.partial(read_order, services, request.state.tenant, payload)
+    return await queue_order(request, services, read, idempotency, dialect)
+
+
+async def queue_order(
+    request: Request,
+    services: Services,
+    read: ReadOrder,
+    idempotency: Idempotency | None = None,
+    dialect: str | None = None,
+) -> Accepted:
+    """Queues one job of the tenant who asks; tells the log. Raises Problem; then nothing is left behind."""
     parent = request.headers.get("traceparent", "")
     traceparent = parent if _TRACEPARENT.fullmatch(parent) else None
     trace = Trace(request.state.request_id, traceparent, dialect, str(request.base_url))
-    accepted = await accept(services, request.state.tenant, payload, idempotency, trace)
+    accepted = await accept(services, request.state.tenant, read, idempotency, trace)
     note_job(request, accepted.view.record.id)
     _tell(services, accepted)
     return accepted

@@ -32,8 +32,9 @@ from app.errors import FieldError, Problem, ProblemDocument
 from app.events import EventHub
 from app.gate import Gate, problem_answer
 from app.metrics import HttpMetrics
+from app.replay_schemas import ReplayBody
 from app.room import Room
-from app.routes import admin, generate, health, jobs, models, reference, webhooks
+from app.routes import admin, generate, health, jobs, models, reference, replay, webhooks
 from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
 from app.security import KeyRing, load_keys
 from app.services import Services
@@ -46,12 +47,16 @@ from app.webhooks import LEASE_S, SHARES, Sender
 from workers.board import JobBoard
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.overview import Overview
+from workers.repeats import Repeats
 from workers.reservations import Reservations
 from workers.store import open_store
 from workers.webhooks import Webhooks
 
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
-_ROUTERS = (generate.router, jobs.router, models.router, admin.router, health.router, webhooks.router, reference.router)
+_ROUTERS = (
+    *(generate.router, replay.router, jobs.router, models.router, admin.router, health.router),
+    *(webhooks.router, reference.router),
+)
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
@@ -133,6 +138,7 @@ async def _services(
             keys=keys,
             board=board,
             overview=Overview(client),
+            repeats=Repeats(client),
             store=store,
             room=room,
             hub=hub,
@@ -244,4 +250,5 @@ def _extra_schemas() -> dict[str, Any]:
     _, others = models_json_schema(
         [(model, "serialization") for model in (ProblemDocument, ProgressEvent, PreviewEvent)], ref_template=template
     )
-    return {**definitions, **others["$defs"], "GenerateBody": body}
+    replay = ReplayBody.model_json_schema(ref_template=template)
+    return {**definitions, **others["$defs"], "GenerateBody": body, "ReplayBody": replay}

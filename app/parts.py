@@ -138,6 +138,13 @@ def _scans(data: bytes, start: int) -> bytes:
 # --- WebP (RFC 9649) and Exif ----------------------------------------------------------------------------------------
 
 
+def is_lossless(data: bytes) -> bool:
+    """True for a PNG, and for a WebP whose pixels are kept as they were."""
+    if is_webp(data):
+        return any(name == b"VP8L" for name, _, _ in _chunks(data, 12, "<", tail=0))
+    return data.startswith(PNG)
+
+
 def _webp_orientation(data: bytes) -> int:
     for name, start, end in _chunks(data, 12, "<", tail=0):
         if name == b"EXIF":

@@ -25,7 +25,7 @@ MAX_DEPTH = 4
 """Bodies nest two levels (`loras`, `controls`, `webhook`); more, so that what nests deeper is told as a wrong field."""
 MAX_FORM_FIELDS = 64
 MAX_FORM_FILES = 2
-"""No task takes more than a picture and its mask."""
+"""No task takes more than a picture and its mask; routes for which that is not so say otherwise."""
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
@@ -53,8 +53,8 @@ _FORM_INTEGERS = frozenset(
         *("outpaint_left", "outpaint_top", "outpaint_right", "outpaint_bottom"),
     }
 )
-_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength"})
-_FORM_JSON = {"loras": list, "controls": list, "webhook": dict}
+_FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength", "deadline_s"})
+_FORM_JSON = {"loras": list, "controls": list, "control_images": list, "webhook": dict}
 _FORM_BOOLEANS = frozenset({"previews", "upscale"})
 
 
@@ -79,10 +79,12 @@ def read_payload(
     body: bytes,
     max_depth: int = MAX_DEPTH,
     form_value: Callable[[str, str], Any] = form_value,
+    max_files: int = MAX_FORM_FILES,
 ) -> Payload:
     """The body as its Content-Type says. Raises Problem for anything else than one well-formed body.
 
     max_depth: levels that JSON may nest. form_value: name and text of a form's field -> the value that it stands for.
+    max_files: parts of a form that are files.
     """
     media_type, options = parse_options_header(headers.get("content-type", ""))
     if headers.get("content-encoding", "identity").lower() != "identity":
@@ -90,7 +92,7 @@ def read_payload(
     if media_type == b"application/json":
         return Payload(parse_json(body, max_depth))
     if media_type == b"multipart/form-data":
-        return _Form(options.get(b"boundary", b""), form_value).read(body)
+        return _Form(options.get(b"boundary", b""), form_value, max_files).read(body)
     sent = media_type.decode("latin-1") or "nothing"
     raise Problem("content_type_unsupported", f"The Content-Type is {sent}.")
 
@@ -170,11 +172,12 @@ def _is_deeper_than(value: Any, limit: int) -> bool:
 class _Form:
     """Collects the parts of one form-data body: texts as fields, parts with a file name as files."""
 
-    def __init__(self, boundary: bytes, form_value: Callable[[str, str], Any]) -> None:
+    def __init__(self, boundary: bytes, form_value: Callable[[str, str], Any], max_files: int) -> None:
         if not boundary:
             raise Problem("multipart_invalid", "The Content-Type has no boundary.")
         self._boundary = boundary
         self._value = form_value
+        self._max_files = max_files
         self._fields: dict[str, Any] = {}
         self._files: dict[str, bytes] = {}
         self._header = (bytearray(), bytearray())
@@ -216,13 +219,15 @@ class _Form:
     def _end_part(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = _text(options.get(b"name", b""), "the name of a part")
-        if not name or name in self._fields or name in self._files:
-            raise Problem("multipart_invalid", f"A part has {'the name of another' if name else 'no name'}.")
+        if not name:
+            raise Problem("multipart_invalid", "A part has no name.")
+        if name in self._fields or name in self._files:
+            raise field_problem("multipart_invalid", name, f"There are several parts {name[:80]!r}.")
         if b"filename" in options:
             self._files[name] = bytes(self._data)
         else:
             self._fields[name] = self._value(name, _text(bytes(self._data), f"the part {name!r}"))
-        if len(self._files) > MAX_FORM_FILES or len(self._fields) > MAX_FORM_FIELDS:
+        if len(self._files) > self._max_files or len(self._fields) > MAX_FORM_FIELDS:
             raise Problem("multipart_invalid", "There are too many files or fields.")
 
     def _end(self) -> None:

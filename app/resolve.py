@@ -57,10 +57,13 @@ class Uploads:
     image: Upload | None = None
     mask: MaskUpload | None = None
     controls: tuple[Upload, ...] = ()
+    original: Upload | None = None
+    """What the answer is compared with."""
 
     @property
     def all(self) -> tuple[Upload, ...]:
-        return tuple(upload for upload in (self.image, self.mask, *self.controls) if upload is not None)
+        uploads = (self.image, self.mask, *self.controls, self.original)
+        return tuple(upload for upload in uploads if upload is not None)
 
 
 def parse_body(fields: Mapping[str, Any]) -> AnyBody:
@@ -360,7 +363,7 @@ def _check_prompts(body: AnyBody) -> None:
 
 
 def schema_problem(error: ValidationError) -> Problem:
-    """What a body is refused with that its schema does not take."""
+    """What is wrong with which fields of a body."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     errors = tuple(FieldError(pointer=_pointer(item["loc"]), detail=item["msg"]) for item in found[:20])
     code = "field_unknown" if all(item["type"] == "extra_forbidden" for item in found) else "field_invalid"

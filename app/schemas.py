@@ -32,6 +32,7 @@ from workers.contract import (
     SamplerEntry,
     Status,
     Timings,
+    Verdict,
     WebhookEvent,
 )
 
@@ -437,6 +438,10 @@ class JobDocument(Document):
     reproducibility: Reproducibility | None = Field(
         description="Which contract its pictures hold; null until they are drawn. A strict request for which memory did"
         " not suffice gets standard ones."
+    )
+    replay: Verdict | None = Field(
+        description="Of a job of POST /replay: whether its pixels are those of the first picture, within which"
+        " contract, and why not; null until it is drawn, and for every other job. docs/replay.md describes the codes."
     )
     resumed_from_step: int | None = Field(
         description="Step from which its last worker went on, when another one had come so far; else null."

@@ -29,6 +29,7 @@ from app.webhook_sign import Secrets
 from workers.board import JobBoard
 from workers.contract import JobView, created_at_of
 from workers.overview import Overview
+from workers.repeats import Repeats
 from workers.store import Store
 from workers.webhooks import Webhooks
 
@@ -46,6 +47,7 @@ class Services:
     keys: KeyRing
     board: JobBoard
     overview: Overview
+    repeats: Repeats
     store: Store
     room: Room
     hub: EventHub

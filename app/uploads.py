@@ -113,8 +113,18 @@ def read_mask(
 def has_transparency(data: bytes, max_pixels: int) -> bool:
     """True when some pixel of the picture `image` is more transparent than not. Raises Problem."""
     with _damage_told("image"):
+        if not _has_alpha(_open(parts_of(data).data, max_pixels, "image")):
+            return False
         alpha = _alpha(_decoded(data, max_pixels, "image", _MODES))
     return alpha is not None and _lowest(alpha) < _DRAWN_FROM
+
+
+def upright_size(data: bytes, max_pixels: int, name: str = "image") -> tuple[int, int]:
+    """Width and height of a picture, by its header alone, turned as its EXIF says. Raises Problem."""
+    with _damage_told(name):
+        parts = parts_of(data)
+        width, height = _open(parts.data, max_pixels, name).size
+    return (height, width) if parts.orientation >= 5 else (width, height)
 
 
 @contextlib.contextmanager
@@ -155,8 +165,11 @@ def _drawn_pixels(picture: Image.Image, convention: MaskConvention) -> Image.Ima
 
 
 def _alpha(picture: Image.Image) -> Image.Image | None:
-    has_alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
-    return picture.convert("RGBA").getchannel("A") if has_alpha else None
+    return picture.convert("RGBA").getchannel("A") if _has_alpha(picture) else None
+
+
+def _has_alpha(picture: Image.Image) -> bool:
+    return picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
 
 
 def known_upload(png: bytes, digest: str) -> Upload:
@@ -216,7 +229,7 @@ _MODE_NAMES = {"1": "It has 1 bit a pixel", "CMYK": "It is CMYK", "I": "It has 3
 
 def _to_srgb(picture: Image.Image) -> Image.Image:
     """RGB, or RGBA where something is transparent, with an embedded profile applied. An unreadable one is ignored."""
-    has_alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+    has_alpha = _has_alpha(picture)
     profile = picture.info.get("icc_profile")
     is_grey = picture.mode in ("L", "LA")
     colour = picture.convert("RGBA" if has_alpha else "RGB")

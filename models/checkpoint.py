@@ -26,7 +26,7 @@ from models.checkpoint_files import (
 )
 from models.conditioning import MOST_WINDOWS, NoText, TextConditioner
 from models.denoiser import Denoiser
-from models.device import Placement
+from models.device import Placement, hardware_of
 from models.errors import CheckpointRefused
 from models.request import SIZE_MULTIPLE
 from models.super_resolution import QuantizingAutoencoder, SuperResolutionDenoiser, refuse_other_networks
@@ -182,6 +182,10 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         return self.placement.dtype_name
+
+    @property
+    def hardware(self) -> str:
+        return hardware_of(self.placement.device)
 
 
 def load_checkpoint(name: str, source: str, placement: Placement) -> Checkpoint:

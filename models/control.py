@@ -18,9 +18,11 @@ from torch import Tensor
 class ControlNet:
     """A ControlNetModel of one checkpoint's class, wrapped once."""
 
-    def __init__(self, name: str, network: Any) -> None:
+    def __init__(self, name: str, network: Any, digest: str = "") -> None:
+        """digest: SHA-256 over its files."""
         self.name = name
         self.network = network
+        self.digest = digest
 
     def picture(self, image: Image.Image, width: int, height: int) -> Tensor:
         """(3, height, width) in 0..1, in the network's precision, of an RGB picture, resized (Lanczos) if need be."""

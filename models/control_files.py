@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import Checkpoint
-from models.checkpoint_files import read_json
+from models.checkpoint_files import read_json, weight_files_in
 from models.control import ControlNet
 from models.device import is_out_of_memory
 from models.errors import CheckpointError, ControlRefused, OutOfMemory
 from models.recently_used import RecentlyUsed
 from models.request import PictureRequest
-from models.weights import load_network
+from models.weights import digest_of_files, load_network
 
 CONFIG = "config.json"
 _SAME = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
@@ -57,7 +57,8 @@ def _load(folder: Path, name: str, checkpoint: Checkpoint) -> ControlNet:
         raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
     _refuse_unfit(config, checkpoint.denoiser.network.config, name)
     try:
-        return ControlNet(name, load_network("ControlNetModel", folder, checkpoint.placement))
+        network = load_network("ControlNetModel", folder, checkpoint.placement)
+        return ControlNet(name, network, digest_of_files(folder, [folder / CONFIG, *weight_files_in(folder)]))
     except CheckpointError as error:
         raise ControlRefused(f"The ControlNet {name!r} cannot be loaded: {error}") from error
     except RuntimeError as error:

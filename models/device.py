@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,19 @@ def kind_of(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     return device.type
+
+
+@functools.cache
+def hardware_of(device: torch.device) -> str:
+    """What computes, as far as it decides about the last bits: sums are ordered by kernels, and these are chosen by
+    the kind of device, on a CPU also by its vector unit and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).name
+    if device.type != "cpu":
+        return f"{device.type} {platform.machine()}"
+    threads = torch.get_num_threads()
+    unit = torch.backends.cpu.get_cpu_capability()
+    return f"cpu {platform.machine()} {unit}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -71,6 +71,8 @@ class Lora:
     layers: Mapping[str, Mapping[str, LoraLayer]]
     identity: tuple[object, ...] = ()
     """Equal for two readings of one file; what caches remember of it."""
+    digest: str = ""
+    """SHA-256 of the file."""
 
     @property
     def size_bytes(self) -> int:

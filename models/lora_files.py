@@ -5,6 +5,8 @@ Owns the directory, and which of its files are in memory. Safe to share between 
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from models.checkpoint import Checkpoint
@@ -40,7 +42,7 @@ class LoraFiles:
         file = self._find(name)
         stat = file.stat()
         key = checkpoint.digest, name, stat.st_mtime_ns, stat.st_size
-        return self._read.get(key, lambda: read_lora(file, name, checkpoint.networks, key))
+        return self._read.get(key, lambda: _read(file, name, checkpoint, key))
 
     def _find(self, name: str) -> Path:
         """The file of that name in the directory itself: the listing decides, so no name leads elsewhere."""
@@ -48,3 +50,12 @@ class LoraFiles:
         if not found:
             raise LoraRefused(f"There is no LoRA {name!r} any more; GET /models lists what there is.")
         return found[0]
+
+
+def _read(file: Path, name: str, checkpoint: Checkpoint, identity: _Key) -> Lora:
+    lora = read_lora(file, name, checkpoint.networks, identity)
+    try:
+        with file.open("rb") as stream:
+            return replace(lora, digest=hashlib.file_digest(stream, "sha256").hexdigest())
+    except OSError as error:
+        raise LoraRefused(f"The LoRA {name!r} cannot be read: {error}.") from error

@@ -17,6 +17,7 @@ from models.checkpoint import Checkpoint
 from models.conditioning import PromptOptions
 from models.control import ControlNet, ControlUse
 from models.lora import LoraUse
+from models.materials import Materials
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
 from models.slot import Conditioning, GroupKey, Slot, SlotState, Text
 from models.start import Start, encode_uploads, small_picture, start, start_tiles
@@ -46,6 +47,13 @@ class Inputs:
     @property
     def has_uploads(self) -> bool:
         return self.image is not None or bool(self.images)
+
+    @property
+    def materials(self) -> Materials:
+        return Materials(
+            {use.lora.name: use.lora.digest for use in self.loras},
+            {net.name: net.digest for net, _ in self.controlnets},
+        )
 
 
 @dataclass(frozen=True)

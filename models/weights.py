@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,13 +66,17 @@ class WeightFolder:
         return sum(math.prod(shape) for file in files for shape in read_header(file).shapes.values())
 
     def digest(self) -> str:
-        """In the order of the files' names."""
-        total = hashlib.sha256()
-        for file in sorted(file for files in weight_files(self.folder).values() for file in files):
-            with file.open("rb") as stream:
-                total.update(f"{file.relative_to(self.folder).as_posix()}\0".encode())
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-        return total.hexdigest()
+        return digest_of_files(self.folder, [file for files in weight_files(self.folder).values() for file in files])
+
+
+def digest_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over names and contents of files in `folder`, in the order of their names."""
+    total = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as stream:
+            total.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
 
 
 def load_network(class_name: str, folder: Path, placement: Placement) -> Any:

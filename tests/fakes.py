@@ -19,6 +19,7 @@ import numpy as np
 
 from models.ceiling import Ceiling, RowLimit
 from models.errors import CheckpointMissing, GenerationError, NotFinite
+from models.materials import Materials
 from models.request import PictureRequest
 from models.shares import NOBODY, Standing
 from workers.contract import ModelDefaults
@@ -44,6 +45,7 @@ class FakeCheckpoint:
     max_images: int = 8
     device: str = "cpu"
     dtype: str = "float32"
+    hardware: str = "cpu of a fake"
     digest: str = "0" * 64
 
 
@@ -278,5 +280,6 @@ def draw_fake(request: PictureRequest, index: int) -> np.ndarray:
     return generator.integers(0, 256, (request.height, request.width, 3), dtype=np.uint8)
 
 
-def nothing_ahead(request: PictureRequest, checkpoint: Any, uploads: Any) -> None:
+def nothing_ahead(request: PictureRequest, checkpoint: Any, uploads: Any) -> tuple[None, Materials]:
     """In place of step tables, LoRAs and ControlNets."""
+    return None, Materials()

@@ -20,12 +20,14 @@ from types import TracebackType
 import redis
 from rq.job import Job
 
+from models.request import PictureRequest
 from tests import fake_worker
 from tests.board_values import make_entry
 from tests.fakes import draw_fake
 from workers.board import JobBoard
-from workers.contract import ENDED, JobView, Submission, WorkerBeat, key
-from workers.pictures import encode_picture, recipe_of
+from workers.contract import ENDED, JobView, Making, Provenance, Submission, WorkerBeat, key
+from workers.pictures import digest_of_pixels, encode_picture, recipe_of
+from workers.software import software_versions
 from workers.store import open_store
 
 LEASE_S = 1.5
@@ -208,7 +210,8 @@ class Fleet:
             request = view.record.submission.request
             assert len(outcome.pictures) == request.num_images
             for index, picture in enumerate(outcome.pictures):
-                expected = encode_picture(draw_fake(request, index), "png", recipe_of(request, index, "0" * 64))
+                recipe = recipe_of(request, index, provenance_of_fake(request, index))
+                expected = encode_picture(draw_fake(request, index), "png", recipe)
                 assert self.store.get(job_id, picture.file) == expected.data
         self.assert_rq_is_at_rest(ids)
         for job_id in ids:
@@ -237,6 +240,19 @@ class Fleet:
 
     def rq_job(self, job_id: str) -> Job:
         return Job.fetch(job_id, connection=self.client, serializer="json")
+
+
+def provenance_of_fake(request: PictureRequest, index: int) -> Provenance:
+    """What the recipe of a picture by the fake engine tells."""
+    making = Making(
+        contract=request.reproducibility,
+        hardware="cpu of a fake",
+        dtype="float32",
+        software=dict(software_versions()),
+        upscaler="0" * 64 if request.upscaler else None,
+    )
+    pixels = draw_fake(request, index)
+    return Provenance(model_digest="0" * 64, pixels_sha256=digest_of_pixels(pixels), made_with=making)
 
 
 def freeze(worker: AnyWorker) -> None:

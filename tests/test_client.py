@@ -38,10 +38,11 @@ from app.client import (
 )
 from app.client.conversation import Conversation
 from app.client.following import JOB, EventReader, merged
-from app.client.request import Control, Lora, body_of
+from app.client.request import Control, Lora, Replay, body_of, replay_body_of
 from app.client.steps import Answer, Send, Sleep, Step
 from app.listener import bind, url_of
 from app.main import create_app
+from app.replay_schemas import ReplayBody
 from app.schemas import ControlBody, LoraBody, form_schema
 from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, client_of, png, settings_for
 from tests.process_kit import ROOT, ApiServer
@@ -85,6 +86,7 @@ def test_an_address_that_nobody_can_have_is_told_at_once(server: str) -> None:
 
 def test_the_request_has_the_fields_that_the_server_takes() -> None:
     assert set(Request.__annotations__) == set(form_schema()["properties"])
+    assert set(Replay.__annotations__) == set(ReplayBody.model_fields)
     assert set(Lora.__annotations__) == set(LoraBody.model_fields)
     assert set(Control.__annotations__) == set(ControlBody.model_fields)
 
@@ -100,6 +102,9 @@ def test_pictures_go_along_as_path_bytes_or_text(tmp_path: Path) -> None:
     assert bodies[0] == bodies[1] == bodies[2]
     assert json.loads(bodies[0])["controls"] == [{"name": "edges", "image": text}]
     assert json.loads(body_of("a pear")) == {"prompt": "a pear"}
+    again = {"image": text, "control_images": [text, text]}
+    assert json.loads(replay_body_of({"image": path, "control_images": [path, data]})) == again
+    assert json.loads(replay_body_of(path)) == json.loads(replay_body_of(data)) == {"image": text}
     with pytest.raises(FileNotFoundError):
         body_of({"image": tmp_path / "nothing.png"})
 

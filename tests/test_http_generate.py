@@ -65,11 +65,11 @@ async def test_a_large_body_is_read_beside_the_event_loop(
 ) -> None:
     threads: list[int] = []
 
-    def noted(headers: Headers, body: bytes) -> Payload:
+    def noted(headers: Headers, body: bytes, max_files: int) -> Payload:
         threads.append(threading.get_ident())
-        return read_payload(headers, body)
+        return read_payload(headers, body, max_files)
 
-    monkeypatch.setattr("app.routes.generate.read_payload", noted)
+    monkeypatch.setattr("app.posting.read_payload", noted)
     async with serving(redis_url, store) as client:
         answer = await client.post("/generate", json={"prompt": "a pear", "negative_prompt": "x" * size})
     assert answer.status_code == (422 if is_apart else 202)

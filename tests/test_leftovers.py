@@ -52,6 +52,7 @@ async def mixed_jobs(client: httpx2.AsyncClient, fleet: Fleet) -> None:
         (BOB, await post(client, BOB, SHORT | {"webhook": {"url": NOBODY, "events": ["started"]}})),
     ]
     assert (await client.post("/generate", json=SHORT | {"width": 7}, headers=BOB)).status_code == 422
+    assert (await client.post("/v1/images/generations", json=SHORT, headers=BOB)).status_code == 200
     assert (await client.delete(f"/jobs/{canceled}", headers=ALICE)).json()["status"] == "canceled"
     for tenant, job_id in ids:
         answer = await client.get(f"/jobs/{job_id}/events", headers=tenant)  # ends with the job

@@ -247,7 +247,7 @@ def test_testing_installs_the_tools_too_and_serving_is_content_with_that(checkou
     status, said = checkout.run("test.sh", "-k", "cli")
     assert status == 0
     assert "installed .[worker,test]" in said
-    assert [line for line in said.splitlines() if line.startswith("pytest")] == ["pytest -k cli"]
+    assert [line for line in said.splitlines() if line.startswith("pytest")] == ["pytest -n 2 --dist worksteal -k cli"]
     assert "installed" not in checkout.run("test.sh")[1]
     assert "installed" not in checkout.run("serve.sh")[1]
 

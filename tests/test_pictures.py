@@ -13,18 +13,24 @@ from PIL import Image
 
 from models.request import MAX_SEED, ImageToImageRequest, TextToImageRequest
 from models.samplers import NOISE_SCHEDULES, SAMPLERS
-from workers.contract import CONTRACT_VERSION
+from workers.contract import CONTRACT_VERSION, Making, Provenance
 from workers.pictures import (
     SAMPLER_TITLES,
     SCHEDULE_TITLES,
+    digest_of_pixels,
     encode_picture,
     infotext,
     preview_bytes,
-    read_recipe,
     recipe_of,
 )
+from workers.recipe import has_parameters, read_recipe
 
 DIGEST = hashlib.sha256(b"weights").hexdigest()
+PROVENANCE = Provenance(
+    model_digest=DIGEST,
+    pixels_sha256=hashlib.sha256(b"pixels").hexdigest(),
+    made_with=Making(contract="strict", hardware="cpu", dtype="float32", software={"torch": "2.13.0"}),
+)
 FORMATS = ["png", "jpeg", "webp"]
 PROMPTS = {
     "plain": "a red apple",
@@ -86,7 +92,7 @@ def texts_of(data: bytes) -> dict[str, str]:
     [("png", "image/png", "png"), ("jpeg", "image/jpeg", "jpg"), ("webp", "image/webp", "webp")],
 )
 def test_a_file_has_the_picture_and_says_what_it_is(output_format, media_type: str, extension: str) -> None:
-    file = encode_picture(pixels(), output_format, recipe_of(request_for(), 0, DIGEST))
+    file = encode_picture(pixels(), output_format, recipe_of(request_for(), 0, PROVENANCE))
     assert (file.media_type, file.extension) == (media_type, extension)
     with Image.open(io.BytesIO(file.data)) as image:
         assert Image.MIME[image.format] == media_type
@@ -102,12 +108,14 @@ def test_a_file_has_the_picture_and_says_what_it_is(output_format, media_type: s
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 def test_the_recipe_comes_back_whole_whatever_the_prompt(output_format, prompt: str) -> None:
     request = request_for(prompt, negative_prompt=prompt or None)
-    file = encode_picture(pixels(), output_format, recipe_of(request, 1, DIGEST))
+    file = encode_picture(pixels(), output_format, recipe_of(request, 1, PROVENANCE))
     recipe = read_recipe(file.data)
     assert recipe is not None
     assert recipe["model_digest"] == DIGEST
     assert recipe["contract_version"] == CONTRACT_VERSION
-    again = {name: value for name, value in recipe.items() if name not in ("model_digest", "contract_version")}
+    told = {name: recipe[name] for name in Provenance.model_fields}
+    assert Provenance.model_validate(told) == PROVENANCE
+    again = {name: value for name, value in recipe.items() if name not in {*told, "contract_version"}}
     assert TextToImageRequest.model_validate(again) == request.model_copy(update={"seed": 2, "num_images": 1})
 
 
@@ -115,7 +123,7 @@ def test_the_recipe_comes_back_whole_whatever_the_prompt(output_format, prompt: 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 def test_other_programs_read_the_parameters(output_format, prompt: str) -> None:
     request = request_for(prompt, negative_prompt="blurry, text", model="studio, large: v2", sampler="dpmpp_2m")
-    file = encode_picture(pixels(), output_format, recipe_of(request, 0, DIGEST))
+    file = encode_picture(pixels(), output_format, recipe_of(request, 0, PROVENANCE))
     assert parse_infotext(texts_of(file.data)["parameters"]) == {
         "prompt": prompt,
         "negative": "blurry, text",
@@ -138,7 +146,7 @@ def test_the_parameters_have_the_well_known_form_to_the_letter() -> None:
         )
         | {"image": "sha256:" + "0" * 64, "strength": 0.6}
     )
-    assert infotext(recipe_of(request, 0, DIGEST)) == (
+    assert infotext(recipe_of(request, 0, PROVENANCE)) == (
         "a red apple\nNegative prompt: blurry\n"
         "Steps: 20, Sampler: Euler a, Schedule type: SGM Uniform, CFG scale: 7.5, Seed: 1, Size: 40x24, "
         f"Model hash: {DIGEST[:10]}, Model: first, Denoising strength: 0.6, Version: denoised"
@@ -147,12 +155,12 @@ def test_the_parameters_have_the_well_known_form_to_the_letter() -> None:
 
 @pytest.mark.parametrize("negative", [None, ""])
 def test_no_negative_prompt_means_no_line_for_it(negative: str | None) -> None:
-    assert "Negative" not in infotext(recipe_of(request_for(negative_prompt=negative), 0, DIGEST))
+    assert "Negative" not in infotext(recipe_of(request_for(negative_prompt=negative), 0, PROVENANCE))
 
 
 def test_text_beyond_latin_1_goes_into_an_international_chunk_and_other_text_does_not() -> None:
     def chunks(prompt: str) -> list[bytes]:
-        data = encode_picture(pixels(), "png", recipe_of(request_for(prompt), 0, DIGEST)).data
+        data = encode_picture(pixels(), "png", recipe_of(request_for(prompt), 0, PROVENANCE)).data
         return re.findall(rb"(tEXt|iTXt)(?:parameters|denoised)\0", data)
 
     assert chunks(PROMPTS["latin-1"]) == [b"tEXt", b"tEXt"]
@@ -162,26 +170,40 @@ def test_text_beyond_latin_1_goes_into_an_international_chunk_and_other_text_doe
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_the_same_request_gives_the_same_bytes_and_another_seed_does_not(output_format) -> None:
     first, again, other = (
-        encode_picture(pixels(), output_format, recipe_of(request_for(PROMPTS["emoji"], seed=seed), 0, DIGEST)).data
+        encode_picture(pixels(), output_format, recipe_of(request_for(PROMPTS["emoji"], seed=seed), 0, PROVENANCE)).data
         for seed in (5, 5, 6)
     )
     assert first == again != other
 
 
-def test_the_json_is_canonical_and_has_nothing_but_the_request() -> None:
-    text = texts_of(encode_picture(pixels(), "png", recipe_of(request_for(), 0, DIGEST)).data)["denoised"]
+def test_the_json_is_canonical_and_has_the_request_and_what_decides_about_pixels() -> None:
+    text = texts_of(encode_picture(pixels(), "png", recipe_of(request_for(), 0, PROVENANCE)).data)["denoised"]
     recipe = json.loads(text)
     assert text == json.dumps(recipe, sort_keys=True, separators=(",", ":"))
-    assert set(recipe) == set(TextToImageRequest.model_fields) | {"model_digest", "contract_version"}
+    assert set(recipe) == set(TextToImageRequest.model_fields) | set(Provenance.model_fields) | {"contract_version"}
+
+
+def test_the_digest_of_pixels_tells_sizes_apart() -> None:
+    one = np.zeros((2, 6, 3), np.uint8)
+    assert digest_of_pixels(one) == hashlib.sha256(b"6x2\n" + bytes(36)).hexdigest()
+    assert digest_of_pixels(one) != digest_of_pixels(one.reshape(6, 2, 3))
+    turned = pixels().transpose(1, 0, 2)
+    assert digest_of_pixels(turned) == digest_of_pixels(turned.copy())
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_file_with_words_for_other_programs_is_known(output_format) -> None:
+    assert has_parameters(encode_picture(pixels(), output_format, recipe_of(request_for(), 0, PROVENANCE)).data)
+    assert not has_parameters(plain(output_format.upper()))
 
 
 def test_seeds_wrap_as_the_request_says() -> None:
-    assert recipe_of(request_for(seed=MAX_SEED), 1, DIGEST)["seed"] == 0
+    assert recipe_of(request_for(seed=MAX_SEED), 1, PROVENANCE)["seed"] == 0
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_characters_that_no_text_field_can_hold_do_no_harm(output_format) -> None:
-    recipe = {**recipe_of(request_for(), 0, DIGEST), "prompt": "nul \0 and half a pair \ud800"}
+    recipe = {**recipe_of(request_for(), 0, PROVENANCE), "prompt": "nul \0 and half a pair \ud800"}
     data = encode_picture(pixels(), output_format, recipe).data
     assert read_recipe(data) == recipe
     assert parse_infotext(texts_of(data)["parameters"])["prompt"] == "nul \ufffd and half a pair ?"
@@ -189,7 +211,7 @@ def test_characters_that_no_text_field_can_hold_do_no_harm(output_format) -> Non
 
 @pytest.mark.parametrize(("length", "is_kept"), [(10_000, True), (40_000, True), (100_000, False)])
 def test_an_endless_prompt_in_a_jpeg_leaves_out_what_does_not_fit(length: int, is_kept: bool) -> None:
-    recipe = recipe_of(request_for("x" * length), 0, DIGEST)
+    recipe = recipe_of(request_for("x" * length), 0, PROVENANCE)
     assert read_recipe(encode_picture(pixels(), "jpeg", recipe).data) == (recipe if is_kept else None)
     for lossless in ("png", "webp"):
         assert read_recipe(encode_picture(pixels(), lossless, recipe).data) == recipe
@@ -237,7 +259,7 @@ def test_other_files_have_no_recipe(data: bytes) -> None:
 
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_a_file_cut_anywhere_is_read_or_refused_quietly(output_format) -> None:
-    recipe = recipe_of(request_for(), 0, DIGEST)
+    recipe = recipe_of(request_for(), 0, PROVENANCE)
     data = encode_picture(pixels(), output_format, recipe).data
     assert read_recipe(data) == recipe
     assert all(read_recipe(data[:end]) in (None, recipe) for end in range(0, len(data), 7))
@@ -248,7 +270,7 @@ def test_a_preview_is_a_small_picture_without_a_recipe() -> None:
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.size) == ("WEBP", (40, 24))
     assert read_recipe(data) is None
-    assert len(data) < len(encode_picture(pixels(), "webp", recipe_of(request_for(), 0, DIGEST)).data)
+    assert len(data) < len(encode_picture(pixels(), "webp", recipe_of(request_for(), 0, PROVENANCE)).data)
 
 
 @pytest.mark.parametrize("wrong", [pixels().astype(np.float32), pixels()[..., 0], pixels().transpose(2, 0, 1)])

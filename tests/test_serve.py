@@ -31,7 +31,7 @@ from workers.embedded import find_binary
 
 # --- the supervisor with stand-in children ---------------------------------------------------------------------------
 
-DRIVER = """
+DRIVER = r"""
 import os, sys
 from app.supervisor import Backoff, Program, Supervisor
 
@@ -42,11 +42,11 @@ def child(name, code, **options):
     return Program(name, (sys.executable, "-c", code), dict(os.environ), **options)
 
 WAIT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0));"
-UP = "print('UP', file=sys.stderr, flush=True); signal.pause()"
+UP = "sys.stderr.write('UP\\n'); signal.pause()"
 STUBBORN = '''
 import signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("UP", file=sys.stderr, flush=True)
+sys.stderr.write("UP\\n")
 while True:
     signal.pause()
 '''
@@ -54,19 +54,19 @@ SLOW = '''
 import signal, sys, time
 def finish(*_):
     time.sleep(0.3)
-    print("SLOW IS DONE", file=sys.stderr, flush=True)
+    sys.stderr.write("SLOW IS DONE\\n")
     sys.exit(0)
 signal.signal(signal.SIGTERM, finish)
-print("UP", file=sys.stderr, flush=True)
+sys.stderr.write("UP\\n")
 signal.pause()
 '''
 LAST = '''
 import signal, sys
 def finish(*_):
-    print("LAST IS DONE", file=sys.stderr, flush=True)
+    sys.stderr.write("LAST IS DONE\\n")
     sys.exit(0)
 signal.signal(signal.SIGTERM, finish)
-print("UP", file=sys.stderr, flush=True)
+sys.stderr.write("UP\\n")
 signal.pause()
 '''
 sys.exit(Supervisor([{programs}], say, Backoff(first_s=0.05)).run())

@@ -1,6 +1,6 @@
 """Two versions of the contract beside each other: what each reads, and what each leaves to the other.
 
-Here the API is of version 3, whose requests with seed 99 mean something that workers of version 2 do not know.
+Here the API is of version 4, whose requests with seed 99 mean something that workers of version 3 do not know.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from workers.jobkeys import read_progress, read_record
 from workers.store import LocalStore
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("contract-*.json"))
-MAPS = {"models", "faults", "wishes", "counters", "sampler_aliases"}
+MAPS = {"models", "faults", "wishes", "counters", "sampler_aliases", "software", "loras", "controls"}
 NEW = 99
-"""Seed of what only version 3 can draw."""
+"""Seed of what only version 4 can draw."""
 SLOW = {"FAKE_STEP_S": "0.02"}
 
 
 @pytest.fixture
-def version_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process, the API's side, is of version 3."""
-    monkeypatch.setattr(contract, "CONTRACT_VERSION", 3)
-    monkeypatch.setattr(contract, "_NEEDS", ((3, lambda submission: submission.request.seed == NEW),))
+def version_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process, the API's side, is of version 4."""
+    monkeypatch.setattr(contract, "CONTRACT_VERSION", 4)
+    monkeypatch.setattr(contract, "_NEEDS", ((4, lambda submission: submission.request.seed == NEW),))
 
 
 def as_bytes(fields: dict[str, str]) -> dict[bytes, bytes]:
@@ -64,7 +64,9 @@ def with_news(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     newer = {
-        name: {entry: with_news(of) for entry, of in part.items()} if name in MAPS else with_news(part)
+        name: {entry: with_news(of) for entry, of in part.items()}
+        if name in MAPS and isinstance(part, dict)
+        else with_news(part)
         for name, part in value.items()
     }
     return {**newer, "novelty": {"of": "version 7"}}
@@ -117,8 +119,8 @@ def test_our_own_values_refuse_what_they_do_not_know() -> None:
         Submission.read('{"tenant": "ann"}')
 
 
-def test_a_submission_needs_the_lowest_version_that_draws_it(version_3: None) -> None:
-    assert [needed_version(make_submission(seed=seed)) for seed in (1, NEW)] == [FIRST_VERSION, 3]
+def test_a_submission_needs_the_lowest_version_that_draws_it(version_4: None) -> None:
+    assert [needed_version(make_submission(seed=seed)) for seed in (1, NEW)] == [FIRST_VERSION, 4]
 
 
 # --- leaving alone ----------------------------------------------------------------------------------------------------
@@ -162,18 +164,18 @@ def test_a_beat_in_newer_words_is_left_until_it_is_old(bench: Bench) -> None:
 
 
 def test_an_older_worker_overwrites_no_newer_entry_while_its_worker_lives(fleet: Fleet) -> None:
-    new = fleet.start(FAKE_CONTRACT_VERSION="3")
+    new = fleet.start(FAKE_CONTRACT_VERSION="4")
     fleet.start()
-    assert fleet.board.catalogue()["fake"].contract_version == 3
+    assert fleet.board.catalogue()["fake"].contract_version == 4
     new.terminate()
     assert new.wait(20) == 0
-    fleet.wait_for(lambda: fleet.board.catalogue()["fake"].contract_version == FIRST_VERSION)
+    fleet.wait_for(lambda: fleet.board.catalogue()["fake"].contract_version == CONTRACT_VERSION)
 
 
 # --- a rolling upgrade ------------------------------------------------------------------------------------------------
 
 
-def test_an_older_worker_leaves_what_it_cannot_draw_to_a_newer_one(fleet: Fleet, version_3: None) -> None:
+def test_an_older_worker_leaves_what_it_cannot_draw_to_a_newer_one(fleet: Fleet, version_4: None) -> None:
     old = fleet.start(**SLOW)
     (new_job,) = fleet.submit(make_submission(seed=NEW))
     behind = fleet.submit(make_submission(seed=1))
@@ -186,17 +188,17 @@ def test_an_older_worker_leaves_what_it_cannot_draw_to_a_newer_one(fleet: Fleet,
     assert fleet.view(*behind).status == "queued", "the order of a tenant's jobs is kept"
     assert not fleet.view(*behind).needs_newer_worker
     assert fleet.logs().count("a job needs a newer worker") == 1
-    new = fleet.start(FAKE_CONTRACT_VERSION="3")
-    assert fleet.beat_of(new).contract_version == 3
+    new = fleet.start(FAKE_CONTRACT_VERSION="4")
+    assert fleet.beat_of(new).contract_version == 4
     fleet.wait_ended([new_job, *behind])
     fleet.assert_each_succeeded_once([new_job, *behind, *others])
     assert fleet.rq_job(new_job).worker_name == fleet.name_of(new)
     assert {fleet.rq_job(job_id).worker_name for job_id in others} == {fleet.name_of(old)}
 
 
-def test_jobs_that_change_hands_between_versions_end_once(fleet: Fleet, version_3: None) -> None:
+def test_jobs_that_change_hands_between_versions_end_once(fleet: Fleet, version_4: None) -> None:
     """Old and new workers draw the same queues; one after the other is killed, upwards and downwards."""
-    workers = [fleet.start(**SLOW), fleet.start(FAKE_CONTRACT_VERSION="3", **SLOW)]
+    workers = [fleet.start(**SLOW), fleet.start(FAKE_CONTRACT_VERSION="4", **SLOW)]
     ids = fleet.submit(*(make_submission(seed=NEW if seed % 3 == 0 else seed, steps=60) for seed in range(12)))
     fleet.wait_running(ids[:1])
     for job_id in ids:  # what a newer API may write beside what we know
@@ -206,12 +208,12 @@ def test_jobs_that_change_hands_between_versions_end_once(fleet: Fleet, version_
     workers.append(fleet.start(**SLOW))
     workers[1].kill()
     fleet.wait_for(lambda: fleet.client.hlen(key("costs", "fake")) < 12)
-    workers.append(fleet.start(FAKE_CONTRACT_VERSION="3"))
+    workers.append(fleet.start(FAKE_CONTRACT_VERSION="4"))
     fleet.wait_ended(ids)
     fleet.assert_each_succeeded_once(ids)
 
 
-def test_an_older_worker_at_rest_does_not_run_in_circles_around_a_newer_job(fleet: Fleet, version_3: None) -> None:
+def test_an_older_worker_at_rest_does_not_run_in_circles_around_a_newer_job(fleet: Fleet, version_4: None) -> None:
     worker = fleet.start()
     (new_job,) = fleet.submit(make_submission(seed=NEW))
     fleet.wait_for(lambda: "a job needs a newer worker" in fleet.logs())
@@ -229,7 +231,7 @@ def calls(client: redis.Redis, command: str) -> int:
 
 def test_a_queue_of_a_newer_job_and_unreadable_words_waits_without_harm(fleet: Fleet) -> None:
     (job_id,) = fleet.submit(make_submission(steps=2))
-    make_unreadable(fleet.client, job_id, version=3)
+    make_unreadable(fleet.client, job_id, version=4)
     fleet.start()
     fleet.wait_for(lambda: "a job needs a newer worker" in fleet.logs())
     fleet.wait_ended(fleet.submit(make_submission("bob")))
@@ -242,18 +244,18 @@ def test_a_queue_of_a_newer_job_and_unreadable_words_waits_without_harm(fleet: F
 
 @pytest.mark.asyncio
 async def test_the_document_says_that_no_living_worker_can_draw_it(
-    redis_url: str, redis_client: redis.Redis, store: LocalStore, version_3: None
+    redis_url: str, redis_client: redis.Redis, store: LocalStore, version_4: None
 ) -> None:
     worker = FakeWorker(redis_client, store)
     worker.publish()
-    worker.beat(contract_version=2)
+    worker.beat(contract_version=3)
     async with serving(redis_url, store) as client:
         plain, new = [
             (await client.post("/generate", json={"prompt": "a pear", "seed": seed})).json() for seed in (1, NEW)
         ]
         assert (plain["warnings"], new["status"]) == ([], "queued")
         assert "newer version of the workers" in new["warnings"][0]
-        worker.beat(contract_version=3)
+        worker.beat(contract_version=4)
         assert (await client.get(new["links"]["self"])).json()["warnings"] == []
 
 
@@ -265,7 +267,7 @@ async def test_an_older_api_says_to_ask_again_for_a_job_that_it_cannot_read(
     worker.publish()
     async with serving(redis_url, store) as client:
         job = (await client.post("/generate", json={"prompt": "a pear"})).json()
-        make_unreadable(redis_client, job["id"], version=3)
+        make_unreadable(redis_client, job["id"], version=4)
         for method in ("GET", "DELETE"):
             answer = await client.request(method, job["links"]["self"])
             assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")

@@ -36,7 +36,7 @@ from workers.connection import connect
 from workers.contract import Submission, new_job_id
 from workers.embedded import ensure_server
 from workers.enlarging import enlarging
-from workers.pictures import read_recipe
+from workers.recipe import read_recipe
 from workers.worker import EXIT_USAGE
 
 DIGEST, MASK_DIGEST = "ab" * 32, "cd" * 32
@@ -181,8 +181,9 @@ def test_real_workers_draw_what_the_engine_draws_although_one_is_killed(
             fleet.store.put(job_id, f"{MASK_DIGEST}.png", png_of(mask()))
             fleet.board.submit(submission, entry, job_id)
             ids.append(job_id)
-        fleet.wait_for(lambda: all(fleet.view(job_id).status == "running" for job_id in ids))
-        holder = {fleet.rq_job(job_id).worker_name for job_id in ids}.pop()
+        fleet.wait_for(lambda: any(fleet.view(job_id).status == "running" for job_id in ids))
+        running = next(job_id for job_id in ids if fleet.view(job_id).status == "running")
+        holder = fleet.rq_job(running).worker_name
         next(worker for worker in workers if fleet.name_of(worker) == holder).kill()
         fleet.wait_ended(ids)
         assert_each_ended_once_with_its_picture(fleet, ids, checkpoint, entry.digest)

@@ -23,6 +23,7 @@ from workers.store import StoreUrlError
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
+    from models.materials import Materials
     from models.request import PictureRequest
     from workers.io_pool import Uploads
 
@@ -81,10 +82,11 @@ def _assemble(settings: WorkerSettings) -> WorkerParts:
     shelf = Shelf(settings.models, placement, settings.memory_budget)
     loras, controlnets = LoraFiles(settings.lora_folder), ControlFiles(settings.controlnet_folder)
 
-    def read_ahead(request: PictureRequest, checkpoint: Checkpoint, uploads: Uploads) -> Inputs:
+    def read_ahead(request: PictureRequest, checkpoint: Checkpoint, uploads: Uploads) -> tuple[Inputs, Materials]:
         step_table_of(request, checkpoint)
         nets = zip(controlnets.of(request, checkpoint), uploads.controls, strict=True)
-        return Inputs(uploads.image, uploads.mask, loras.of(request, checkpoint), tuple(nets), uploads.images)
+        inputs = Inputs(uploads.image, uploads.mask, loras.of(request, checkpoint), tuple(nets), uploads.images)
+        return inputs, inputs.materials
 
     wait_s = 0.1
     while True:

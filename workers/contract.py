@@ -11,6 +11,8 @@ Where is it? One key each, `denoised:` in front:
     preview:<id>              string  newest preview of a running job (WebP bytes); expires by itself
     jobs:<tenant>             zset    the tenant's job ids by creation time
     idempotency:<tenant>:<h>  string  "<body digest> <job id>" of an Idempotency-Key; expires with its job
+    repeats:<tenant>:<digest> zset    attempts of requests that say this, by the time until which they wait:
+                                      `workers.repeats`; expires by itself
     upload:<tenant>:<digest>  string  the newest job that holds this upload; expires with its job
     gone:<id>                 string  the tenant of an erased job; expires by itself
     costs:<model>             hash    job id -> predicted cost of each job that has not ended (row-steps at the model's
@@ -61,9 +63,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from models.request import GenerationRequest, Reproducibility
+from models.request import DIGEST, GenerationRequest, Reproducibility
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
+"""3: a submission may name a picture that what is drawn is compared with."""
 FIRST_VERSION = 2
 """What needs no newer version needs this one."""
 RETENTION_S = 24 * 3600
@@ -158,6 +161,49 @@ def is_queue_of(name: str, model: str) -> bool:
 # --- a job ---------------------------------------------------------------------------------------------------------
 
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 in hex."""
+_Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Ends on terminals, and may come from a stranger's file."""
+
+
+class Making(Value):
+    """What decides about pixels beside the request and the weights of its model."""
+
+    contract: Reproducibility
+    """The one that was really held."""
+    hardware: _Word
+    """The kind of device, as far as it computes otherwise than others."""
+    dtype: _Word
+    software: dict[_Word, _Word] = Field({}, max_length=16)
+    """Version of each package that computes."""
+    loras: dict[_Word, Digest] = Field({}, max_length=16)
+    """Of the files, by name."""
+    controls: dict[_Word, Digest] = Field({}, max_length=16)
+    upscaler: Digest | None = None
+
+
+class Provenance(Value):
+    """What a recipe tells of its picture beside the request. Recipes of version 2 have the first of it."""
+
+    model_digest: Digest
+    pixels_sha256: Digest | None = None
+    made_with: Making | None = None
+
+
+FileKind = Literal["lossless", "jpeg", "lossy"]
+"""What was done to the pixels of a file: nothing, what our own JPEGs do to them, or something else."""
+
+
+class Original(Value):
+    """A picture that was drawn before and is drawn again, to be compared."""
+
+    provenance: Provenance
+    picture: str | None = Field(None, pattern=DIGEST)
+    """Upload with the pixels of its file; None where only the recipe is known."""
+    file_kind: FileKind = "lossless"
+
+
 class Delivery(Value):
     """How the pictures are handed over. No influence on their pixels before encoding."""
 
@@ -189,6 +235,8 @@ class Submission(Value):
     deadline_s: float | None = None
     """Seconds from its creation after which its pictures are of no use."""
     traceparent: str | None = None
+    original: Original | None = None
+    """What the picture is compared with before it is handed over."""
     request_id: str | None = None
     """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
     dialect: str | None = None
@@ -198,7 +246,9 @@ class Submission(Value):
     webhook: Webhook | None = None
 
 
-_NEEDS: tuple[tuple[int, Callable[[Submission], bool]], ...] = ()
+_NEEDS: tuple[tuple[int, Callable[[Submission], bool]], ...] = (
+    (3, lambda submission: submission.original is not None),
+)
 """Versions after the first, and whether a submission means something that only their workers know."""
 
 
@@ -255,6 +305,30 @@ class Timings(Value):
     total_s: float | None = None
 
 
+class Reason(Value):
+    """Why a picture drawn again does not agree with the first one, or why nobody had promised that: a stable code
+    (docs/replay.md) and a sentence."""
+
+    code: str
+    detail: Annotated[str, AfterValidator(_writable)]
+
+
+class Verdict(Value):
+    """Whether the pixels of a picture that was drawn again are those of the first one."""
+
+    agrees: bool | None
+    """None where that cannot be told from what was sent."""
+    contract: Reproducibility | None
+    """Within which they were to agree; None where nothing was promised: `reasons` says why."""
+    exact: bool
+    """To the last bit."""
+    max_difference: int | None = None
+    """Of 255, over all pixels and channels, with what the file shows, unless it is known to be exact; None without a
+    picture of the same size to compare with."""
+    differing_pixels: int | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
 class Outcome(Value):
     """How a job ended. Written once, by whoever gets there first: the commit point."""
 
@@ -267,6 +341,8 @@ class Outcome(Value):
     ended_at: UnixTime
     execution: str | None = None
     """RQ execution that made it; None when the API or the clean-up ended the job."""
+    replay: Verdict | None = None
+    """Of a job that draws an earlier picture again."""
     resumed_from_step: int | None = None
     """Where that execution began, when another had come so far."""
 

@@ -17,12 +17,14 @@ from rq.job import Job
 
 from models.canvas import Canvas
 from models.errors import GenerationError
-from models.request import PictureRequest, UpscaleRequest
+from models.materials import Materials
+from models.request import PictureRequest, Reproducibility, UpscaleRequest
 from models.shares import Standing
-from workers.contract import PRIORITIES, JobRecord, Outcome, Picture, Timings
-from workers.io_pool import Brought
+from workers.contract import PRIORITIES, JobRecord, Making, Outcome, Provenance, Timings
+from workers.io_pool import Brought, Finished
 from workers.jobkeys import JobKeys, job_keys
 from workers.protocols import Drawn
+from workers.software import software_versions
 
 MOST_DEATHS = 3
 """Deaths without progress after which a job is not tried again."""
@@ -88,6 +90,8 @@ class HeldJob:
     enlarging: UpscaleRequest | None = None
     digest: str = ""
     """Of the model that the request names."""
+    materials: Materials = Materials()
+    """Of what the request names beside it."""
     drawn: Drawn | None = None
     saving_since: float = 0.0
     outcome: Outcome | None = None
@@ -154,14 +158,34 @@ class HeldJob:
             total_s=max(0.0, now - self.record.created_at),
         )
 
-    def succeed(self, pictures: tuple[Picture, ...]) -> None:
-        """All files are durable; what is left is to say so."""
+    @property
+    def contract(self) -> Reproducibility:
+        """The one that what was drawn holds."""
         is_exact = all(half.is_exact for half in (self.first, self.drawn) if half)
+        return "strict" if is_exact else "standard"
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of what was drawn, whose last checkpoint is still here."""
+        making = Making(
+            contract=self.contract,
+            hardware=self.checkpoint.hardware,
+            dtype=self.checkpoint.dtype,
+            software=dict(software_versions()),
+            loras=dict(self.materials.loras),
+            controls=dict(self.materials.controls),
+            upscaler=self.checkpoint.digest if self.first else None,
+        )
+        return Provenance(model_digest=self.digest, made_with=making)
+
+    def succeed(self, finished: Finished) -> None:
+        """All files are durable; what is left is to say so."""
         self.settle(
             Outcome(
                 status="succeeded",
-                pictures=pictures,
-                reproducibility="strict" if is_exact else "standard",
+                pictures=finished.pictures,
+                reproducibility=self.contract,
+                replay=finished.verdict,
                 timings=self.timings(),
                 ended_at=time.time(),
                 execution=self.execution.id,

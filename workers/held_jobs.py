@@ -145,7 +145,7 @@ class HeldJobs:
     def _ask_store(self, held: HeldJob) -> None:
         io_pool = self._parts.io_pool
         if held.drawn is not None:
-            held.work = io_pool.save(held.record, held.execution.id, held.drawn, held.digest, held.canvas)
+            held.work = io_pool.save(held.record, held.execution.id, held.drawn, held.provenance, held.canvas)
         elif held.first is not None:
             self._begin_enlarging(held, held.first)
         else:
@@ -186,6 +186,8 @@ class HeldJobs:
     def _take_brought(self, held: HeldJob, brought: Brought) -> None:
         held.brought = brought
         held.snapshot = brought.saved.steps or held.snapshot
+        if held.first is None:
+            held.materials = brought.materials
         if brought.saved.first is None:
             held.enlarging, held.phase = brought.enlarging, "ready"
             return

@@ -20,10 +20,12 @@ from PIL import Image, UnidentifiedImageError
 
 from models.canvas import Canvas, Mask, make_canvas
 from models.errors import ImageUnusable, UploadMissing
+from models.materials import Materials
 from models.request import ImageToImageRequest, InpaintingRequest, PictureRequest, UpscaleRequest
-from workers.contract import JobRecord, Picture, new_job_id
+from workers.contract import JobRecord, Original, Picture, Provenance, Verdict, new_job_id
 from workers.enlarging import enlarging
-from workers.pictures import encode_picture, preview_bytes, recipe_of
+from workers.judging import judge
+from workers.pictures import digest_of_pixels, encode_picture, preview_bytes, recipe_of
 from workers.protocols import Drawn
 from workers.saved import Saved, read_saved
 from workers.store import Store
@@ -53,11 +55,21 @@ class Brought:
     """The second half of the job, when this is for that."""
     saved: Saved = Saved()
     """What an earlier worker left of it; with a first half nothing is brought for that any more."""
+    materials: Materials = Materials()
+    """What was read of what the request names beside its model."""
 
 
-ReadAhead = Callable[[PictureRequest, Any, Uploads], Any]
+@dataclass(frozen=True)
+class Finished:
+    """What a job ends with: its files, durable, and for one that draws an earlier picture again how they compare."""
+
+    pictures: tuple[Picture, ...]
+    verdict: Verdict | None = None
+
+
+ReadAhead = Callable[[PictureRequest, Any, Uploads], tuple[Any, Materials]]
 """Work of a request on a checkpoint that can be done ahead in another thread: compiles its step table, reads the LoRAs
-and ControlNets that it names, and answers with the engine's inputs."""
+and ControlNets that it names, and answers with the engine's inputs and with the digests of what was read."""
 
 
 class IOPool:
@@ -81,10 +93,10 @@ class IOPool:
         return self._start(_enlarge, self._read_ahead, record, drawn, canvas, upscaler)
 
     def save(
-        self, record: JobRecord, execution: str, drawn: Drawn, model_digest: str, canvas: Canvas | None = None
-    ) -> Future[tuple[Picture, ...]]:
+        self, record: JobRecord, execution: str, drawn: Drawn, provenance: Provenance, canvas: Canvas | None = None
+    ) -> Future[Finished]:
         """Pastes into the canvas, encodes and stores all pictures; then they are durable. May be repeated."""
-        return self._start(_save, self._store, record, execution, drawn, model_digest, canvas)
+        return self._start(_save, self._store, record, execution, drawn, provenance, canvas)
 
     def preview(self, pixels: np.ndarray, canvas: Canvas | None = None) -> Future[bytes]:
         """A preview's file."""
@@ -120,7 +132,7 @@ def _read(store: Store, read_ahead: ReadAhead, record: JobRecord, checkpoint: An
     request = record.submission.request
     saved = read_saved(store, record.id, checkpoint.digest) if record.has_left_something else Saved()
     if saved.first is not None:
-        return Brought(None, _canvas_of(store, record), saved=saved)
+        return Brought(None, _canvas_of(store, record), saved=saved, materials=saved.first.materials)
     controls = tuple(_read_upload(store, record, control.image) for control in request.controls)
     image, mask, canvas = None, None, _canvas_of(store, record)
     if isinstance(request, ImageToImageRequest | UpscaleRequest):
@@ -131,14 +143,16 @@ def _read(store: Store, read_ahead: ReadAhead, record: JobRecord, checkpoint: An
     # Here and not in the engine's thread, which everybody waits for.
     size = request.width, request.height
     controls = tuple(c if c.size == size else c.resize(size, Image.Resampling.LANCZOS) for c in controls)
-    return Brought(read_ahead(request, checkpoint, Uploads(image, mask, controls)), canvas, saved=saved)
+    inputs, materials = read_ahead(request, checkpoint, Uploads(image, mask, controls))
+    return Brought(inputs, canvas, saved=saved, materials=materials)
 
 
 def _enlarge(read_ahead: ReadAhead, record: JobRecord, drawn: Drawn, canvas: Canvas | None, upscaler: Any) -> Brought:
     pictures = [canvas.paste(pixels) if canvas else pixels for pixels in drawn.pictures]
     request = enlarging(record.submission.request, pictures, upscaler)
     images = tuple(Image.fromarray(pixels) for pixels in pictures)
-    return Brought(read_ahead(request, upscaler, Uploads(images=images)), enlarging=request)
+    inputs, _ = read_ahead(request, upscaler, Uploads(images=images))
+    return Brought(inputs, enlarging=request)
 
 
 def _canvas_of(store: Store, record: JobRecord) -> Canvas | None:
@@ -175,13 +189,16 @@ def _decode(data: bytes) -> Image.Image:
 
 
 def _save(
-    store: Store, record: JobRecord, execution: str, drawn: Drawn, model_digest: str, canvas: Canvas | None
-) -> tuple[Picture, ...]:
+    store: Store, record: JobRecord, execution: str, drawn: Drawn, provenance: Provenance, canvas: Canvas | None
+) -> Finished:
     request, output_format = record.submission.request, record.submission.delivery.output_format
-    pictures = []
+    pictures, verdict = [], None
     for index, (drawn_pixels, seed) in enumerate(zip(drawn.pictures, drawn.seeds, strict=True)):
         pixels = canvas.paste(drawn_pixels) if canvas else drawn_pixels
-        file = encode_picture(pixels, output_format, recipe_of(request, index, model_digest))
+        own = provenance.model_copy(update={"pixels_sha256": digest_of_pixels(pixels)})
+        file = encode_picture(pixels, output_format, recipe_of(request, index, own))
+        if record.submission.original is not None:
+            verdict = _compare(store, record, record.submission.original, own, pixels)
         # The execution in the name: a worker that lost the job cannot overwrite what the next one wrote.
         name = f"{execution}-{index}.{file.extension}"
         store.put(record.id, name, file.data)
@@ -196,4 +213,11 @@ def _save(
                 media_type=file.media_type,
             )
         )
-    return tuple(pictures)
+    return Finished(tuple(pictures), verdict)
+
+
+def _compare(
+    store: Store, record: JobRecord, original: Original, provenance: Provenance, pixels: np.ndarray
+) -> Verdict:
+    picture = _read_upload(store, record, original.picture) if original.picture else None
+    return judge(original, provenance, pixels, None if picture is None else np.asarray(picture))

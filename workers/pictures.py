@@ -1,20 +1,15 @@
-"""Picture files: pixels in, bytes with their recipe out, and the recipe back from the bytes.
+"""Picture files: pixels in, bytes with their recipe out.
 
 Owns the file formats and what is written beside the pixels. Knows nothing of where the files go. A file says what was
-drawn and never when, where or for whom: the same request gives the same bytes.
-
-Beside the pixels lie two texts. `parameters` is the line format that other tools read, begun by the AUTOMATIC1111
-web UI; `denoised` is the request of this one picture as canonical JSON, which `read_recipe` reads back.
-
-    PNG          text chunks `parameters` and `denoised`
-    JPEG, WebP   EXIF UserComment (`parameters`) and ImageDescription (`denoised`)
+drawn and with what, and never when, where or for whom: the same request gives the same bytes. `workers.recipe` says
+where in a file its two texts lie.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,10 +20,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from models.request import PictureRequest
-from workers.contract import CONTRACT_VERSION, OutputFormat
-
-Recipe = Mapping[str, Any]
-"""A request as JSON, of one picture: its own seed, `num_images` 1, with `model_digest` and `contract_version`."""
+from workers.contract import CONTRACT_VERSION, OutputFormat, Provenance
+from workers.recipe import EXIF_FOLDER, IMAGE_DESCRIPTION, UNICODE, USER_COMMENT, Recipe
 
 SAMPLER_TITLES: Mapping[str, str] = MappingProxyType(
     {
@@ -59,21 +52,10 @@ SCHEDULE_TITLES: Mapping[str, str] = MappingProxyType(
 """Our noise schedules as other tools show them."""
 
 _MODEL_HASH_DIGITS = 10
-_IMAGE_DESCRIPTION, _EXIF_FOLDER, _USER_COMMENT = 0x010E, 0x8769, 0x9286
 _JPEG_EXIF_LIMIT = 65_000
 """Bytes. A JPEG's EXIF must fit into one segment of 65,533."""
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    KeyError,
-    TypeError,
-    RecursionError,
-    struct.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+_JPEG: Mapping[str, Any] = MappingProxyType({"format": "JPEG", "quality": 95, "subsampling": 0})
+"""No chroma subsampling: text and thin coloured lines keep their colour."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +67,29 @@ class PictureFile:
     extension: str
 
 
-def recipe_of(request: PictureRequest, index: int, model_digest: str) -> Recipe:
-    """What draws picture `index` of the request again, alone."""
+def recipe_of(request: PictureRequest, index: int, provenance: Provenance) -> Recipe:
+    """What draws picture `index` of the request again, alone, and what tells whether that succeeded."""
     return {
         **request.model_dump(mode="json"),
         "seed": request.seed_of(index),
         "num_images": 1,
-        "model_digest": model_digest,
+        **provenance.model_dump(mode="json", exclude_none=True),
         "contract_version": CONTRACT_VERSION,
     }
+
+
+def digest_of_pixels(pixels: np.ndarray) -> str:
+    """SHA-256 over the size, as the text `<width>x<height>` and a newline, and (H, W, 3) uint8 row by row."""
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(f"{width}x{height}\n".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def as_jpeg_shows(pixels: np.ndarray) -> np.ndarray:
+    """What is left of a picture (H, W, 3) uint8 in a JPEG of ours."""
+    with Image.open(io.BytesIO(_saved(_image(pixels), **_JPEG))) as image:
+        return np.asarray(image)
 
 
 def encode_picture(pixels: np.ndarray, output_format: OutputFormat, recipe: Recipe) -> PictureFile:
@@ -110,17 +106,6 @@ def encode_picture(pixels: np.ndarray, output_format: OutputFormat, recipe: Reci
 def preview_bytes(pixels: np.ndarray) -> bytes:
     """A small lossy WebP, without a recipe, of a picture (H, W, 3) uint8."""
     return _saved(_image(pixels), format="WEBP", quality=70, method=0)
-
-
-def read_recipe(data: bytes) -> Recipe | None:
-    """The recipe in a picture file of ours; None when it has none or is no picture. Decodes no pixels."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            text = image.info.get("denoised") if image.format == "PNG" else image.getexif().get(_IMAGE_DESCRIPTION)
-        recipe = json.loads(text) if isinstance(text, str) else None
-    except _UNREADABLE:
-        return None
-    return recipe if isinstance(recipe, dict) and "contract_version" in recipe else None
 
 
 def infotext(recipe: Recipe) -> str:
@@ -178,8 +163,7 @@ def _jpeg(image: Image.Image, recipe: Recipe) -> PictureFile:
     ours, theirs = _canonical(recipe), infotext(recipe)
     # One segment holds both texts, or only ours, or none of an endless prompt; the job's document still has it.
     exif = next(exif for exif in (_exif(ours, theirs), _exif(ours), _exif()) if len(exif) <= _JPEG_EXIF_LIMIT)
-    # No chroma subsampling: text and thin coloured lines keep their colour.
-    data = _saved(image, format="JPEG", quality=95, subsampling=0, exif=exif)
+    data = _saved(image, exif=exif, **_JPEG)
     return PictureFile(data, "image/jpeg", "jpg")
 
 
@@ -193,9 +177,9 @@ def _webp(image: Image.Image, recipe: Recipe) -> PictureFile:
 def _exif(description: str | None = None, comment: str | None = None) -> bytes:
     exif = Image.Exif()
     if description is not None:
-        exif[_IMAGE_DESCRIPTION] = description
+        exif[IMAGE_DESCRIPTION] = description
     if comment is not None:
-        exif.get_ifd(_EXIF_FOLDER)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
+        exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = UNICODE + comment.encode("utf-16-be")
     return exif.tobytes()
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
+from models.materials import Materials
 from models.packed import pack, unpack
 from workers.protocols import Drawn, Snapshot
 from workers.store import Store
@@ -36,6 +37,7 @@ class FirstHalf:
     denoise_s: float
     decode_s: float
     is_exact: bool
+    materials: Materials = Materials()
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def write_steps(store: Store, job_id: str, snapshot: Snapshot) -> None:
     store.put(job_id, _STEPS, snapshot.to_bytes())
 
 
-def write_first(store: Store, drawn: Drawn, steps: int, model_digest: str) -> None:
+def write_first(store: Store, drawn: Drawn, steps: int, model_digest: str, materials: Materials) -> None:
     """Raises OSError."""
     about = {
         "seeds": drawn.seeds,
@@ -61,6 +63,7 @@ def write_first(store: Store, drawn: Drawn, steps: int, model_digest: str) -> No
         "decode_s": drawn.decode_s,
         "is_exact": drawn.is_exact,
         "model": model_digest,
+        "materials": {"loras": dict(materials.loras), "controls": dict(materials.controls)},
     }
     pictures = {str(index): np.ascontiguousarray(pixels) for index, pixels in enumerate(drawn.pictures)}
     store.put(drawn.job_id, _FIRST, pack(pictures, about))
@@ -92,7 +95,8 @@ def _read_first(data: bytes | None, job_id: str, model_digest: str) -> FirstHalf
         if about.pop("model") != model_digest:
             return None
         pictures = tuple(arrays[str(index)] for index in range(len(arrays)))
-        return FirstHalf(job_id, pictures, tuple(about.pop("seeds")), **about)
+        materials = Materials(**about.pop("materials", {}))
+        return FirstHalf(job_id, pictures, tuple(about.pop("seeds")), **about, materials=materials)
     except (KeyError, TypeError, ValueError) as error:
         log.warning("what was drawn of a job cannot be read; it is drawn again", job=job_id, error=str(error))
         return None

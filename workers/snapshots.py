@@ -83,7 +83,7 @@ class Snapshots:
     def save_first(self, held: HeldJob) -> None:
         """Begin to save what was drawn, which is to be enlarged."""
         if held.first is not None and self._interval_s:
-            args = self._store, held.first, held.steps_before, held.digest
+            args = self._store, held.first, held.steps_before, held.digest, held.materials
             self._write(held, self._pool.submit, write_first, *args)
 
     def take_up(self, held: HeldJob, step: int) -> None:

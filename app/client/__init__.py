@@ -12,7 +12,7 @@ nothing of the server's own code.
 
 from app.client.drivers import DEFAULT_SERVER
 from app.client.errors import ClientError, JobFailed, PictureDamaged, Refused, Unreachable, WaitTimeout
-from app.client.request import Control, Lora, Picture, Request
+from app.client.request import Control, Lora, Picture, Replay, Request
 from app.client.surface import AsyncClient, Client
 from app.client.values import (
     Fault,
@@ -23,8 +23,10 @@ from app.client.values import (
     ModelFault,
     Preview,
     Progress,
+    Reason,
     Sampler,
     Timings,
+    Verdict,
 )
 
 __all__ = [
@@ -45,10 +47,13 @@ __all__ = [
     "PictureDamaged",
     "Preview",
     "Progress",
+    "Reason",
     "Refused",
+    "Replay",
     "Request",
     "Sampler",
     "Timings",
     "Unreachable",
+    "Verdict",
     "WaitTimeout",
 ]

@@ -1,4 +1,4 @@
-"""What is asked for: the fields of POST /generate, as a type and as the bytes that are sent.
+"""What is asked for: the fields of POST /generate and POST /replay, as types and as the bytes that are sent.
 
 Owns field names and types, and how pictures go along. What a field means, and what is left out means, is told by the
 server (docs/api.md); nothing is checked here that it checks.
@@ -32,6 +32,13 @@ class Control(TypedDict, total=False):
     weight: float
     start: float
     end: float
+
+
+class Webhook(TypedDict, total=False):
+    """Whom the server tells of the job."""
+
+    url: Required[str]
+    events: list[Literal["started", "progress", "ended"]]
 
 
 class Request(TypedDict, total=False):
@@ -72,6 +79,32 @@ class Request(TypedDict, total=False):
     model: str | None
     priority: Literal["high", "normal", "low"]
     deadline_s: float | None
+    webhook: Webhook | None
+
+
+class Replay(TypedDict, total=False):
+    """The body of POST /replay, where a picture may also be bytes or a path."""
+
+    image: Picture
+    recipe: Mapping[str, Any] | str
+    init_image: Picture
+    mask_image: Picture
+    control_images: list[Picture]
+    output_format: Literal["png", "jpeg", "webp"]
+    previews: bool
+    priority: Literal["high", "normal", "low"]
+    deadline_s: float | None
+
+
+def replay_body_of(replay: Replay | Picture) -> bytes:
+    """The replay as JSON; a picture alone is the one to draw again. Reads files: raises OSError."""
+    fields: dict[str, Any] = dict(replay) if isinstance(replay, Mapping) else {"image": replay}
+    for name in ("image", "init_image", "mask_image"):
+        if name in fields:
+            fields[name] = _text(fields[name])
+    if isinstance(fields.get("control_images"), (list, tuple)):
+        fields["control_images"] = [_text(picture) for picture in fields["control_images"]]
+    return json.dumps(fields).encode()
 
 
 def body_of(request: Request | str) -> bytes:

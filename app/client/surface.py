@@ -23,7 +23,7 @@ from app.client.conversation import Conversation
 from app.client.drivers import AsyncDriver, SyncDriver, call, feed
 from app.client.errors import JobFailed, PictureDamaged, Refused, WaitTimeout
 from app.client.following import JOB, Follower, job_path
-from app.client.request import Request, body_of
+from app.client.request import Picture, Replay, Request, body_of, replay_body_of
 from app.client.steps import Do, Feed, Send, Steps
 from app.client.values import Image, Job, Model, ModelFault, Preview
 
@@ -70,6 +70,11 @@ class _Calls:
         if job.status != "succeeded":
             raise JobFailed(job)
         return job
+
+    @call
+    def submit_replay(self, replay: Replay | Picture, *, idempotency_key: str | None = None) -> Steps[Job]:
+        """Queues the drawing again of a picture, or of a recipe; the job's `replay` is the verdict. As `submit`."""
+        return self._post("/replay", functools.partial(replay_body_of, replay), idempotency_key)
 
     @feed
     def events(self, job: Job | str) -> Feed[Job | Preview]:
@@ -168,10 +173,13 @@ class _Calls:
         return self._conversation.document(Send(method, path, headers or {}))
 
     def _submit(self, request: Request | str, idempotency_key: str | None) -> Steps[Job]:
-        body: bytes = yield Do(lambda: body_of(request))
+        return self._post("/generate", functools.partial(body_of, request), idempotency_key)
+
+    def _post(self, path: str, read: Callable[[], bytes], idempotency_key: str | None) -> Steps[Job]:
+        body: bytes = yield Do(read)
         key = idempotency_key or str(uuid.uuid4())
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-        document = yield from self._conversation.document(Send("POST", "/generate", headers, body))
+        document = yield from self._conversation.document(Send("POST", path, headers, body))
         return self._conversation.read(JOB, document)
 
     def _job(self, job: Job | str) -> Steps[Job]:

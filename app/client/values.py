@@ -58,6 +58,30 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why pixels do not agree, or why that was not promised; docs/replay.md has all codes."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the pixels of a picture that was drawn again are those of the first one."""
+
+    agrees: bool | None
+    """None where what was sent does not tell."""
+    contract: str | None
+    """Within which they were to agree: `strict` or `standard`; None where nothing was promised."""
+    exact: bool
+    """To the last bit."""
+    max_difference: int | None = None
+    """Of 255."""
+    differing_pixels: int | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True)
 class Job:
     """A job as it stood when the server was asked; it does not change by itself."""
 
@@ -73,6 +97,8 @@ class Job:
     warnings: tuple[str, ...] = ()
     images: tuple[Image, ...] = ()
     error: Fault | None = None
+    replay: Verdict | None = None
+    """Of a picture that was drawn again, once it is there."""
     timings: Timings = Timings()
     started_at: datetime | None = None
     ended_at: datetime | None = None

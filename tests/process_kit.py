@@ -56,6 +56,11 @@ class Console:
             pass
         return self.process.wait(PATIENCE_S)
 
+    def read_to_end(self) -> None:
+        """For a process that talks while nobody waits for a line: a full pipe would stop it."""
+        while self._read(time.monotonic() + 24 * 3600):
+            pass
+
     def _read(self, end: float) -> bool:
         """False when nothing more comes."""
         assert self.process.stderr is not None

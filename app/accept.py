@@ -30,8 +30,10 @@ from app.uploads import (
     read_mask,
     read_upload,
 )
+from app.webhook_address import Refused, read_target
+from app.webhook_body import NATIVE
 from workers.board import Idempotency, IdempotencyConflict, NotDurable
-from workers.contract import Delivery, JobView, ModelEntry, Priority, Submission, new_job_id
+from workers.contract import Delivery, JobView, ModelEntry, Priority, Submission, Webhook, new_job_id
 
 _UPLOAD_FIELDS = frozenset({"image", "mask_image"})
 _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
@@ -40,12 +42,14 @@ _LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
 
 @dataclass(frozen=True)
 class Trace:
-    """What finds a request again, in logs and in the traces of others."""
+    """Where a request came from: what finds it again, in logs and traces of others, and how its webhook speaks."""
 
     request_id: str
     traceparent: str | None = None
     dialect: str | None = None
     """Name of the dialect that it came in by."""
+    base_url: str = ""
+    """By which the client has reached the server."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,11 @@ async def _find_earlier(services: Services, tenant: str, idempotency: Idempotenc
 
 
 def _traced(order: Order, trace: Trace) -> Order:
+    webhook = order.submission.webhook
+    if webhook is not None:
+        webhook = webhook.model_copy(update={"dialect": trace.dialect or NATIVE, "base_url": trace.base_url})
     found_by = {"traceparent": trace.traceparent, "request_id": trace.request_id, "dialect": trace.dialect}
-    return replace(order, submission=order.submission.model_copy(update=found_by))
+    return replace(order, submission=order.submission.model_copy(update={**found_by, "webhook": webhook}))
 
 
 async def _confirm_durable(services: Services, view: JobView) -> None:
@@ -112,6 +119,7 @@ async def read_order(services: Services, tenant: str, payload: Payload) -> Order
     require_no_files_but(payload, _UPLOAD_FIELDS)
     body = parse_body(with_upload_marks(payload))
     check_priority(services, tenant, body.priority)
+    webhook = _webhook(services, body)
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
     await check_queue(services, tenant, entry)
@@ -123,8 +131,20 @@ async def read_order(services: Services, tenant: str, payload: Payload) -> Order
         delivery=Delivery(output_format=body.output_format, previews=body.previews),
         priority=body.priority,
         deadline_s=body.deadline_s,
+        webhook=webhook,
+        memo=dict(payload.memo),
     )
     return Order(submission, entry, uploads)
+
+
+def _webhook(services: Services, body: AnyBody) -> Webhook | None:
+    if body.webhook is None:
+        return None
+    try:
+        target = read_target(body.webhook.url, services.settings.webhook_allowed)
+    except Refused as error:
+        raise field_problem("webhook_refused", "webhook/url", str(error)) from error
+    return Webhook(url=body.webhook.url, host=target.host, events=tuple(dict.fromkeys(body.webhook.events)))
 
 
 def check_priority(services: Services, tenant: str, priority: Priority) -> None:

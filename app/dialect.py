@@ -45,6 +45,9 @@ class Dialect:
     """A refusal and the request's id -> the answer in this dialect's shape, with `Problem.headers`."""
     field_names: Mapping[str, str] = field(default_factory=dict)
     """Our fields -> its own, so that refusals name what its client sent."""
+    webhook_body: Callable[[str, float, JobView, str], bytes] | None = None
+    """Our event, when it happened (Unix seconds), the job and what absolute addresses begin with -> what a webhook of
+    one of its jobs says. None: what it says of our own."""
 
     def refusal(self, problem: Problem, request_id: str) -> Response:
         """The answer to a request of this dialect that is refused."""

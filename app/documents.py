@@ -22,6 +22,7 @@ from app.schemas import (
     ModelOnWorkerDocument,
     ModelStateDocument,
     ProgressDocument,
+    WebhookDocument,
 )
 from workers.contract import ENDED, JobView, ModelEntry, Submission, Timings, Wish, WorkerBeat
 
@@ -62,7 +63,25 @@ def job_document(view: JobView) -> JobDocument:
         started_at=moment(record.started_at) if record.started_at is not None else None,
         ended_at=moment(outcome.ended_at) if outcome else None,
         request=understood(record.submission),
+        webhook=_webhook_document(view),
         links=LinksDocument(self=path, events=f"{path}/events"),
+    )
+
+
+def _webhook_document(view: JobView) -> WebhookDocument | None:
+    webhook, state = view.record.submission.webhook, view.webhook
+    if webhook is None or state is None:
+        return None
+    is_retried = state.end is None and state.failures > 0 and state.next_at is not None
+    return WebhookDocument(
+        url=webhook.url,
+        events=webhook.events,
+        state=state.end or "active",
+        failed_attempts=state.failures,
+        last_attempt_at=moment(state.last_at) if state.last_at is not None else None,
+        last_status=state.last_status,
+        last_error=state.last_error,
+        next_attempt_at=moment(state.next_at) if is_retried and state.next_at is not None else None,
     )
 
 

@@ -8,6 +8,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     401  who are you                   key_required  key_unknown
     403  not from that page, not you   origin_refused  operator_required  priority_refused
     404  nothing there                 route_unknown  job_unknown  image_unknown  image_not_ready  model_absent
+    │                                  file_unknown
     405  not with that method          method_not_allowed
     408  too slow                      body_timeout
     409  it does not work out          model_unusable
@@ -25,6 +26,7 @@ Knows nothing of why a check failed: whoever checks raises a Problem with a code
     ├── uploads                        image_not_base64  image_format_unsupported  image_broken  image_too_large
     │                                  image_animated  image_mode_unsupported  upload_unknown
     ├── masks                          mask_missing  mask_empty  mask_size_mismatch
+    ├── whom to tell                   webhook_refused
     ├── recipes                        recipe_missing  recipe_invalid  upload_mismatch
     └── repeats                        idempotency_conflict
     429  not now                       queue_full  streams_full
@@ -101,6 +103,7 @@ def _table() -> dict[str, ErrorKind]:
         "image_not_ready": kind(
             404, "The picture is not drawn yet", "Wait for `status` succeeded, then fetch the `url` of the document."
         ),
+        "file_unknown": kind(404, "There is no such file", "Upload it again; files are kept as long as pictures are."),
         "model_absent": kind(404, "No living worker has such a model", "Send a name that GET /models lists."),
         "method_not_allowed": kind(
             405, "This route does not take that method", "Use one of the methods in the Allow header."
@@ -213,6 +216,11 @@ def _table() -> dict[str, ErrorKind]:
             422,
             "There is no such upload of yours",
             "Send the picture itself; uploads are known only as long as a job that holds them.",
+        ),
+        "webhook_refused": kind(
+            422,
+            "That webhook is not called",
+            "Send an http or https URL at a public address, or have its host named in DENOISED_WEBHOOK_ALLOW.",
         ),
         "recipe_missing": kind(
             422,

@@ -53,6 +53,7 @@ class BoardFigures:
     """By model."""
     beats: Sequence[WorkerBeat] = ()
     is_redis_up: bool = True
+    webhooks_pending: int | None = None
 
 
 class BoardCollector(Collector):
@@ -63,6 +64,10 @@ class BoardCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("denoised_redis_up", "1 while Redis answers.", value=float(self._figures.is_redis_up))
+        pending = GaugeMetricFamily("denoised_webhooks_pending", "Jobs whose webhook has not told everything yet.")
+        if self._figures.webhooks_pending is not None:
+            pending.add_metric((), self._figures.webhooks_pending)
+        yield pending
         yield from self._queues()
         yield from self._ended()
         yield from self._workers()

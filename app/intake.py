@@ -73,7 +73,8 @@ async def queue_order(
 ) -> Accepted:
     """Queues one job of the tenant who asks; tells the log. Raises Problem; then nothing is left behind."""
     parent = request.headers.get("traceparent", "")
-    trace = Trace(request.state.request_id, parent if _TRACEPARENT.fullmatch(parent) else None, dialect)
+    traceparent = parent if _TRACEPARENT.fullmatch(parent) else None
+    trace = Trace(request.state.request_id, traceparent, dialect, str(request.base_url))
     accepted = await accept(services, request.state.tenant, read, idempotency, trace)
     note_job(request, accepted.view.record.id)
     _tell(services, accepted)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
 import anyio
@@ -34,11 +34,16 @@ from app.gate import Gate, problem_answer
 from app.metrics import HttpMetrics
 from app.replay_schemas import ReplayBody
 from app.room import Room
-from app.routes import admin, generate, health, jobs, models, reference, replay
+from app.routes import admin, generate, health, jobs, models, reference, replay, webhooks
 from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
 from app.security import KeyRing, load_keys
 from app.services import Services
 from app.settings import ApiSettings
+from app.webhook_address import Resolver
+from app.webhook_body import Render, bodies_of
+from app.webhook_post import Courier
+from app.webhook_sign import Secrets
+from app.webhooks import LEASE_S, SHARES, Sender
 from workers.board import JobBoard
 from workers.choices import Choices
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
@@ -46,9 +51,13 @@ from workers.overview import Overview
 from workers.repeats import Repeats
 from workers.reservations import Reservations
 from workers.store import open_store
+from workers.webhooks import Webhooks
 
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
-_ROUTERS = (generate.router, replay.router, jobs.router, models.router, admin.router, health.router, reference.router)
+_ROUTERS = (
+    *(generate.router, replay.router, jobs.router, models.router, admin.router, health.router),
+    *(webhooks.router, reference.router),
+)
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
@@ -56,10 +65,11 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     settings = settings or ApiSettings()
     keys, http_metrics, log = load_keys(settings), HttpMetrics(), make_log(settings.log_format)
     dialects = installed_dialects()
+    bodies = bodies_of({dialect.name: dialect.webhook_body for dialect in dialects})
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _services(settings, keys, http_metrics, log) as services:
+        async with _services(settings, keys, http_metrics, log, bodies) as services:
             app.state.services = services
             yield
 
@@ -111,25 +121,31 @@ def _renderers(log_format: Literal["json", "console"]) -> list[Any]:
 
 @contextlib.asynccontextmanager
 async def _services(
-    settings: ApiSettings, keys: KeyRing, http_metrics: HttpMetrics, log: Any
+    settings: ApiSettings, keys: KeyRing, http_metrics: HttpMetrics, log: Any, bodies: Mapping[str, Render]
 ) -> AsyncIterator[Services]:
     client = connect(settings.redis_url)
     store = await anyio.to_thread.run_sync(open_store, settings.store)
     room = Room(settings, store, Reservations(client))
     events = connect_async(settings.redis_url, blocks_s=LONGEST_BLOCK_S)
     hub = EventHub(events, log)
-    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(room.keep_up(log))]
+    board, turns = JobBoard(client, retention_s=settings.retention_s), Webhooks(client, LEASE_S)
+    secrets = Secrets(settings.webhook_secrets, turns.secret)
+    courier = Courier(settings.webhook_allowed, Resolver(SHARES.in_all))
+    sender = Sender(board, turns, secrets, courier, http_metrics, log, bodies)
+    tasks = [asyncio.create_task(work) for work in (hub.run(), room.keep_up(log), sender.run(hub))]
     try:
         yield Services(
             settings=settings,
             keys=keys,
-            board=JobBoard(client, retention_s=settings.retention_s),
+            board=board,
             overview=Overview(client),
             choices=Choices(client),
             repeats=Repeats(client),
             store=store,
             room=room,
             hub=hub,
+            webhooks=turns,
+            secrets=secrets,
             metrics=http_metrics,
             log=log,
             decoders=anyio.CapacityLimiter(settings.decode_threads),
@@ -137,6 +153,7 @@ async def _services(
     finally:
         for task in tasks:
             await _end(task)
+        await courier.aclose()
         await events.aclose()
         client.close()
 

@@ -32,6 +32,12 @@ class HttpMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._webhooks = Counter(
+            "denoised_webhook_deliveries",
+            "Attempts to tell a webhook something, by how they ended.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self._streams: dict[str, int] = {}
         gauge = Gauge("denoised_event_streams", "Event streams that are open now.", registry=self.registry)
         gauge.set_function(lambda: self.open_streams)
@@ -41,6 +47,10 @@ class HttpMetrics:
         known = method if method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS") else "OTHER"
         self._requests.labels(route, known, str(status)).inc()
         self._seconds.labels(route, known).observe(seconds)
+
+    def count_webhook(self, outcome: str) -> None:
+        """Counts one attempt."""
+        self._webhooks.labels(outcome).inc()
 
     @contextlib.contextmanager
     def count_stream(self, tenant: str) -> Iterator[None]:

@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from app.errors import Problem, field_problem
 
 MAX_DEPTH = 4
-"""Bodies nest two levels (`loras`, `controls`); more, so that what nests deeper is reported as a wrong field."""
+"""Bodies nest two levels (`loras`, `controls`, `webhook`); more, so that what nests deeper is told as a wrong field."""
 MAX_FORM_FIELDS = 64
 MAX_FORM_FILES = 2
 """No task takes more than a picture and its mask; routes for which that is not so say otherwise."""
@@ -36,6 +36,8 @@ class Payload:
 
     fields: dict[str, Any]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    memo: Mapping[str, Any] = field(default_factory=dict)
+    """What a dialect wants to tell again in its documents, as JSON values. Says nothing of what is to be drawn."""
 
     @property
     def digest(self) -> str:
@@ -52,7 +54,7 @@ _FORM_INTEGERS = frozenset(
     }
 )
 _FORM_NUMBERS = frozenset({"guidance_scale", "guidance_rescale", "strength", "deadline_s"})
-_FORM_JSON = frozenset({"loras", "controls", "control_images"})
+_FORM_JSON = {"loras": list, "controls": list, "control_images": list, "webhook": dict}
 _FORM_BOOLEANS = frozenset({"previews", "upscale"})
 
 
@@ -65,7 +67,7 @@ def form_value(name: str, text: str) -> Any:
     if name in _FORM_JSON:
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(text)
-            if isinstance(value, list) and not _is_deeper_than(value, MAX_DEPTH):
+            if isinstance(value, _FORM_JSON[name]) and not _is_deeper_than(value, MAX_DEPTH):
                 return value
     if name in _FORM_BOOLEANS and text in ("true", "false"):
         return text == "true"

@@ -24,7 +24,17 @@ from models.request import (
     TextToImageRequest,
     UpscaleRequest,
 )
-from workers.contract import JobError, ModelDefaults, OutputFormat, Priority, SamplerEntry, Status, Timings, Verdict
+from workers.contract import (
+    JobError,
+    ModelDefaults,
+    OutputFormat,
+    Priority,
+    SamplerEntry,
+    Status,
+    Timings,
+    Verdict,
+    WebhookEvent,
+)
 
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_DEADLINE_S = 30 * 24 * 3600
@@ -97,6 +107,23 @@ class ControlBody(Wire):
         if self.start >= self.end:
             raise ValueError("start is not before end")
         return self
+
+
+class WebhookBody(Wire):
+    """Whom to tell of the job: a signed POST for each event, docs/webhooks.md."""
+
+    url: str = Field(
+        min_length=1,
+        max_length=2048,
+        description="http or https, at a public address; others only if whoever runs the server has allowed them.",
+    )
+    events: list[WebhookEvent] = Field(
+        ["ended"],
+        min_length=1,
+        max_length=3,
+        description="`started`: a worker has begun. `progress`: it has come further, at most twice a second. `ended`:"
+        " succeeded, failed or canceled; repeated until it is answered with 2xx.",
+    )
 
 
 class PictureBody(Wire):
@@ -176,6 +203,9 @@ class PictureBody(Wire):
         description="Seconds from now after which the pictures are of no use to you: what is not done then fails with"
         " `deadline_exceeded`. Of your own jobs of one priority those with a deadline are drawn first, the nearest one"
         " at first.",
+    )
+    webhook: WebhookBody | None = Field(
+        None, description="Whom to tell when the job has ended, or of more. It does not come back in `request`."
     )
 
     @field_validator("prompt", "negative_prompt")
@@ -282,7 +312,8 @@ def form_schema() -> dict[str, Any]:
     fields = {name: field for body in bodies for name, field in body.model_json_schema()["properties"].items()}
     return {
         "type": "object",
-        "description": "The same fields as texts, `image` and `mask_image` as files; `loras` and `controls` are JSON.",
+        "description": "The same fields as texts, `image` and `mask_image` as files; `loras`, `controls` and `webhook`"
+        " are JSON.",
         "properties": {name: _form_field(name, field) for name, field in sorted(fields.items())},
         "additionalProperties": False,
     }
@@ -294,7 +325,7 @@ def _form_field(name: str, field: dict[str, Any]) -> dict[str, Any]:
         return {"type": "string", "enum": list(TASKS), "default": DEFAULT_TASK}
     if name in ("image", "mask_image"):
         return {"type": "string", "format": "binary", **told}
-    if name in ("loras", "controls"):
+    if name in ("loras", "controls", "webhook"):
         return {"type": "string", "contentMediaType": "application/json", **told}
     kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
     plain = {key: value for key, value in field.items() if key not in ("anyOf", "title", "default")}
@@ -375,6 +406,22 @@ class LinksDocument(Document):
     events: str
 
 
+class WebhookDocument(Document):
+    """How far a job's webhook is."""
+
+    url: str
+    events: tuple[WebhookEvent, ...]
+    state: Literal["active", "told", "given_up", "gone"] = Field(
+        description="`active`: something is still to be told, or may be. `told`: everything was. `given_up`: the"
+        " receiver did not take it in time. `gone`: it answered 410 and is told nothing more."
+    )
+    failed_attempts: int = Field(description="In a row, at the event that is being tried.")
+    last_attempt_at: datetime | None
+    last_status: int | None = Field(description="Of the last answer; null when none came.")
+    last_error: str | None = Field(description="Why the last attempt failed; null when it did not.")
+    next_attempt_at: datetime | None = Field(description="After a failed attempt.")
+
+
 class JobDocument(Document):
     """A job as its owner sees it."""
 
@@ -405,6 +452,7 @@ class JobDocument(Document):
     started_at: datetime | None
     ended_at: datetime | None
     request: UnderstoodRequest
+    webhook: WebhookDocument | None = Field(description="Whom the job tells; null when nobody.")
     links: LinksDocument
 
 
@@ -428,6 +476,12 @@ class PreviewEvent(Document):
     """Data of a `preview` event: the clean picture as predicted now, as a WebP data URL."""
 
     image: str
+
+
+class WebhookSecretDocument(Document):
+    """What your webhooks are signed with."""
+
+    secret: str = Field(description="`whsec_` and base64, as libraries of Standard Webhooks take it.")
 
 
 # --- models and health -----------------------------------------------------------------------------------------------

@@ -25,12 +25,14 @@ from app.room import Room
 from app.security import KeyRing
 from app.settings import ApiSettings
 from app.streams import JobStream
+from app.webhook_sign import Secrets
 from workers.board import JobBoard
 from workers.choices import Choices
 from workers.contract import JobView, created_at_of
 from workers.overview import Overview
 from workers.repeats import Repeats
 from workers.store import Store
+from workers.webhooks import Webhooks
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -51,6 +53,8 @@ class Services:
     store: Store
     room: Room
     hub: EventHub
+    webhooks: Webhooks
+    secrets: Secrets
     metrics: HttpMetrics
     log: Any
     decoders: anyio.CapacityLimiter

@@ -12,9 +12,11 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.connection import parse_url
 
+from app.webhook_address import Allowed
 from workers.contract import RETENTION_S
 
 MIB = 1024 * 1024
+MIN_SECRET_CHARACTERS = 32
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """A comma-separated list in the environment."""
@@ -151,6 +153,20 @@ class ApiSettings(BaseSettings):
         description="Model for requests that name none, if it serves their task. Unset: the first by name that does.",
     )
 
+    webhook_allow: Names = Field(
+        (),
+        description="Receivers of webhooks that may be private, comma-separated: host names as they are written in URLs"
+        " (hooks.internal), addresses and networks (127.0.0.1, 10.0.0.0/8). Whoever may post jobs can make the server"
+        " call them, so name as few as you can. Unset: only public addresses are called.",
+    )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""),
+        description="What the secrets of all tenants, with which webhooks are signed, are derived from: 32 or more"
+        " random characters (`openssl rand -hex 32`), the same for all API processes. To replace it, set `new,old`:"
+        " both sign until you drop the old one. Unset: one is made once and kept in Redis; set it where Redis may be"
+        " replaced by an empty one.",
+    )
+
     log_format: Literal["json", "console"] = Field(
         "json", description="json for machines, console for people; `denoised serve` chooses console."
     )
@@ -161,14 +177,27 @@ class ApiSettings(BaseSettings):
         parse_url(value)
         return value
 
+    @field_validator("webhook_allow")
+    @classmethod
+    def _check_webhook_allow(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        Allowed.parse(value)
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_webhook_secret(cls, value: SecretStr) -> SecretStr:
+        if any(len(part) < MIN_SECRET_CHARACTERS for part in _parts(value.get_secret_value())):
+            raise ValueError(f"each secret needs {MIN_SECRET_CHARACTERS} characters or more")
+        return value
+
     @field_validator("operators", "high_priority", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
+            return _parts(value)
         return value
 
-    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "webhook_allow", mode="before")
     @classmethod
     def _split_hosts(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -187,3 +216,16 @@ class ApiSettings(BaseSettings):
     @property
     def keys_path(self) -> Path:
         return self.keys_file or self.data_path / "keys"
+
+    @property
+    def webhook_allowed(self) -> Allowed:
+        return Allowed.parse(self.webhook_allow)
+
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """The newest first; none when Redis keeps one."""
+        return _parts(self.webhook_secret.get_secret_value())
+
+
+def _parts(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())

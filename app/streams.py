@@ -86,6 +86,7 @@ class JobStream:
         """Each event as soon as it is known; ends after `end`, or `gone` when the job was erased. None: nothing has
         happened for so long that the line may be taken for dead."""
         with self.hub.listen(self.view.record.id) as mailbox:
+            mailbox.post("status")  # what has changed between reading the view and listening
             spoke_at = time.monotonic()
             for event in self._changes():
                 yield event

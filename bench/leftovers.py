@@ -19,6 +19,7 @@ _STAYS = (
     key("catalogue"),  # an entry for each model that was ever served
     key("workers"),  # an entry for each worker of the last minutes
     key("events"),  # a stream of bounded length
+    key("webhook-secret"),  # one string
     "rq:workers",  # an entry for each living worker
 )
 _COUNTS = re.compile(re.escape(key("ended")) + ":.+")

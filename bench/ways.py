@@ -9,7 +9,6 @@ import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 
@@ -49,8 +48,10 @@ async def draw_as_a1111(client: httpx2.AsyncClient, body: dict[str, Any]) -> byt
 
 
 async def draw_as_replicate(client: httpx2.AsyncClient, body: dict[str, Any]) -> bytes:
-    """POST /v1/predictions, waiting; then GET the picture at the URL in the answer."""
-    request = {"version": body["model"], "input": {name: value for name, value in body.items() if name != "model"}}
+    """POST /v1/predictions, waiting; the picture is in the answer, as a data URL."""
+    names = {"num_images": "num_outputs", "sampler": "scheduler"}
+    fields = {names.get(name, name): value for name, value in body.items() if name != "model"}
+    request = {"version": body["model"], "input": fields}
     answer = await client.post("/v1/predictions", json=request, headers=_WAIT)
     while True:
         answer.raise_for_status()
@@ -61,7 +62,7 @@ async def draw_as_replicate(client: httpx2.AsyncClient, body: dict[str, Any]) ->
             raise RuntimeError(f"{prediction['id']} {prediction['status']}: {prediction['error']}")
         await asyncio.sleep(0.02)
         answer = await client.get(f"/v1/predictions/{prediction['id']}")
-    return await _fetch(client, urlsplit(prediction["output"][0]).path)
+    return base64.b64decode(prediction["output"][0].partition(",")[2])
 
 
 async def _fetch(client: httpx2.AsyncClient, path: str) -> bytes:

@@ -17,6 +17,7 @@ os.environ.update(
 
 import signal  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
 
 # A shell starts background commands with SIGINT ignored, and every process below would inherit that; some tests press
 # Ctrl-C.
@@ -82,8 +83,9 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data = tmp_path_factory.mktemp("live")
     command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data)]
     with Console(command, DENOISED_WEBHOOK_ALLOW="127.0.0.1") as console:
-        address = console.wait_for(r"ready on (http://[^ ]+)")[1]
-        reader = console.read_on()
-        yield address
+        url = console.wait_for(r"ready on (http://[^ ]+)")[1]
+        reader = threading.Thread(target=console.read_to_end)
+        reader.start()
+        yield url
         console.process.terminate()
         reader.join()

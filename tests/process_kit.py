@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Self
@@ -57,18 +56,10 @@ class Console:
             pass
         return self.process.wait(PATIENCE_S)
 
-    def read_on(self) -> threading.Thread:
-        """Reads and forgets the rest in a thread, so that the process never has to wait for its reader."""
-        assert self.process.stderr is not None
-        descriptor = self.process.stderr.fileno()
-
-        def read() -> None:
-            while os.read(descriptor, 65536):
-                pass
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        return thread
+    def read_to_end(self) -> None:
+        """For a process that talks while nobody waits for a line: a full pipe would stop it."""
+        while self._read(time.monotonic() + 24 * 3600):
+            pass
 
     def _read(self, end: float) -> bool:
         """False when nothing more comes."""

@@ -31,6 +31,7 @@ from workers.contract import (
     Submission,
     Timings,
     Value,
+    Webhook,
     Wish,
     WorkerBeat,
     created_at_of,
@@ -74,6 +75,11 @@ REQUESTS = st.builds(
     seed=st.integers(0, MAX_SEED),
     num_images=st.integers(1, 2**70),
 )
+WEBHOOKS = st.builds(
+    Webhook,
+    events=st.lists(st.sampled_from(["started", "progress", "ended"]), max_size=3).map(tuple),
+    **dict.fromkeys(["url", "host", "dialect", "base_url"], TEXTS),
+)
 SUBMISSIONS = st.builds(
     Submission,
     tenant=TENANTS,
@@ -83,6 +89,7 @@ SUBMISSIONS = st.builds(
     deadline_s=st.none() | NUMBERS,
     traceparent=st.none() | TEXTS,
     request_id=st.none() | TEXTS,
+    webhook=st.none() | WEBHOOKS,
 )
 ERRORS = st.builds(JobError, code=TEXTS, detail=TEXTS)
 PICTURES = st.builds(
@@ -259,7 +266,7 @@ def test_the_keys_of_two_jobs_meet_only_where_they_share_something(records: tupl
     one, other = records
     keys = job_keys(one)
     assert len(set(keys)) == len(keys)
-    shared = {"events"}
+    shared = {"events", "webhooks"}
     if one.submission.tenant == other.submission.tenant:
         shared |= {"tenant_index"}
     if one.submission.request.model == other.submission.request.model:
@@ -267,7 +274,7 @@ def test_the_keys_of_two_jobs_meet_only_where_they_share_something(records: tupl
     if one.queue == other.queue:
         shared |= {"queue", "intermediate", "lease", "canceled", "urgent"}
     if one.id == other.id:
-        shared |= {"rq_job", "record", "progress", "preview", "gone"}
+        shared |= {"rq_job", "record", "progress", "preview", "gone", "webhook"}
     met = {name for name, mine in keys._asdict().items() if mine in job_keys(other)}
     assert met == shared
 

@@ -12,12 +12,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from app import streams
 from app.events import EventHub
 from app.main import create_app, make_log
 from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, client_of, serving, settings_for
 from tests.process_kit import ApiServer
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
-from workers.contract import key
+from workers.contract import JobView, key
 from workers.embedded import ensure_server
 from workers.store import LocalStore
 
@@ -73,6 +74,30 @@ async def test_the_stream_of_an_ended_job_is_its_end(redis_url, store, worker, e
     assert parse(answer.text) == [("end", document)]
     assert "id: end" in answer.text
     assert (again.status_code, again.content) == (204, b"")
+
+
+@pytest.mark.asyncio
+async def test_an_end_between_the_look_and_the_listening_is_not_waited_for(
+    redis_url, store, worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "REREAD_S", 600.0)
+    async with serving(redis_url, store) as client:
+        job_id = (await client.post("/generate", json={"prompt": "a pear"})).json()["id"]
+    before = worker.board.get(job_id)
+    worker.draw(job_id)
+    past = connect_async(redis_url)
+    hub = EventHub(past, make_log("json"))  # it does not run: that event is past
+
+    async def read() -> JobView | None:
+        return worker.board.get(job_id)
+
+    async def read_preview() -> bytes | None:
+        return None
+
+    async with asyncio.timeout(20):
+        chunks = [chunk async for chunk in streams.JobStream(hub, before, read, read_preview).chunks()]
+    await past.aclose()
+    assert b"event: end" in chunks[-1]
 
 
 @pytest.mark.asyncio

@@ -19,6 +19,7 @@ from workers.tidying import Tidying
 
 RETENTION_S = 2
 SHORT = {"prompt": "a pear", "num_inference_steps": 3, "width": 64, "height": 64, "guidance_scale": 1.0}
+NOBODY = "http://127.0.0.1:65535/"
 LONG = SHORT | {"num_inference_steps": 900}
 
 
@@ -44,6 +45,11 @@ async def mixed_jobs(client: httpx2.AsyncClient, fleet: Fleet) -> None:
         (BOB, await post(client, BOB, SHORT | {"priority": "low"})),
         (BOB, await post(client, BOB, SHORT | {"deadline_s": 600.0, "output_format": "webp"})),
         (BOB, await post(client, BOB, upload)),
+        (
+            BOB,
+            await post(client, BOB, SHORT | {"webhook": {"url": NOBODY, "events": ["started", "progress", "ended"]}}),
+        ),
+        (BOB, await post(client, BOB, SHORT | {"webhook": {"url": NOBODY, "events": ["started"]}})),
     ]
     assert (await client.post("/generate", json=SHORT | {"width": 7}, headers=BOB)).status_code == 422
     assert (await client.post("/v1/images/generations", json=SHORT, headers=BOB)).status_code == 200
@@ -61,7 +67,9 @@ async def test_nothing_of_any_job_is_left_when_its_time_is_over(
 ) -> None:
     monkeypatch.setattr(room, "ROUND_S", 0.3)
     fleet.start(DENOISED_RETENTION_S=str(RETENTION_S), FAKE_STEP_S="0.01")
-    async with serving(redis_url, fleet.store, api_keys=KEYS, retention_s=RETENTION_S) as client:
+    async with serving(
+        redis_url, fleet.store, api_keys=KEYS, retention_s=RETENTION_S, webhook_allow="127.0.0.1"
+    ) as client:
         await mixed_jobs(client, fleet)
         assert len(find_leftovers(fleet.client, fleet.store.root)) > 20
         await asyncio.to_thread(fleet.wait_for, lambda: not find_leftovers(fleet.client, fleet.store.root))

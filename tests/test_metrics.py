@@ -24,6 +24,7 @@ def everything() -> str:
     """An exposition in which no figure is without a value."""
     http = HttpMetrics()
     http.observe("/jobs", "GET", 200, 0.1)
+    http.count_webhook("delivered")
     counters: dict[str, float] = {"oom_splits": 2, "jobs_resumed": 3, "previews": 4}
     for name in ("steps", "rows", "rows_allowed", "slot_steps", "decode_seconds", "decoded_pictures"):
         counters[of_model(name, "house/style:v2")] = 5
@@ -46,6 +47,7 @@ def everything() -> str:
         queues={("house/style:v2", "normal"): QueueDepth(3, 1.5)},
         ended={"house/style:v2": EndedCounts({"failed": 1}, {"not_finite": 1})},
         beats=[beat],
+        webhooks_pending=2,
     )
     return render(http, figures).decode()
 

@@ -16,7 +16,7 @@ import redis
 from app import attempts
 from app.main import create_app
 from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, client_of, serving, settings_for
-from tests.test_http_events import Server
+from tests.process_kit import ApiServer
 from workers import repeats
 from workers.contract import JobView, key
 from workers.repeats import Attempt, Repeats
@@ -386,14 +386,14 @@ async def test_a_repeat_finds_the_job_that_another_process_queued_before_it_died
 
 
 @pytest.fixture
-def server(redis_url: str, store: LocalStore, worker: FakeWorker) -> Iterator[Server]:
-    running = Server(redis_url, store)
+def server(redis_url: str, store: LocalStore, worker: FakeWorker) -> Iterator[ApiServer]:
+    running = ApiServer(redis_url, store)
     yield running
     running.stop()
 
 
 @pytest.mark.asyncio
-async def test_a_killed_process_costs_no_second_job(server: Server, worker: FakeWorker) -> None:
+async def test_a_killed_process_costs_no_second_job(server: ApiServer, worker: FakeWorker) -> None:
     async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
         lost = asyncio.create_task(post(client))
         (job,) = await jobs_of(client, 1)

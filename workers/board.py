@@ -66,6 +66,7 @@ from workers.jobkeys import (
 )
 from workers.turns import Lookout
 from workers.views import older_ids, read_views
+from workers.webhooks import LOOK_S, new_webhook
 
 DURABLE_WITHIN_S = 4.0
 """A server that syncs once a second answers in one; below the client's own timeout."""
@@ -213,6 +214,9 @@ class JobBoard:
         if record.submission.deadline_s is not None:
             pipe.zadd(keys.urgent, {record.id: record.deadline})
             pipe.expire(keys.urgent, scripts.INDEX_TTL_S)
+        if record.submission.webhook is not None:
+            pipe.hset(keys.webhook, mapping=new_webhook(record.submission.webhook))
+            pipe.zadd(keys.webhooks, {record.id: record.created_at + LOOK_S})
         self._enqueue(pipe, record)
         pipe.lpush(keys.doorbell, record.id)
         pipe.ltrim(keys.doorbell, 0, scripts.DOORBELL_LENGTH - 1)
@@ -255,11 +259,17 @@ class JobBoard:
         return text(tenant) if tenant else None
 
     def list_jobs(
-        self, tenant: str, *, limit: int, cursor: str | None = None, status: Status | None = None
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        status: Status | None = None,
+        dialect: str | None = None,
     ) -> tuple[list[JobView], str | None]:
         """A page of the tenant's jobs, newest first, and the cursor of the next page (None after the last).
 
-        `cursor`: what the page before returned; ValueError for anything else.
+        `cursor`: what the page before returned; ValueError for anything else. `dialect`: only jobs that came in by it.
         """
         index = key("jobs", tenant)
         found: list[JobView] = []
@@ -269,7 +279,7 @@ class JobBoard:
                 if view is None:
                     if not self.is_known(job_id):  # expired; what another version wrote stays
                         self._redis.zrem(index, job_id)
-                elif status in (None, view.status):
+                elif status in (None, view.status) and dialect in (None, view.record.submission.dialect):
                     found.append(view)
             if len(ids) <= limit:
                 break

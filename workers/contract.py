@@ -34,6 +34,9 @@ Where is it? One key each, `denoised:` in front:
     reserved                  hash    job id -> bytes that it may write into the store; see `workers.reservations`
     stored                    string  bytes that the store had when it was last counted; expires by itself
     counting                  string  an API process counts, or has just counted, the store; expires by itself
+    webhooks                  zset    jobs whose webhook may have something to tell, by when it is looked at next
+    webhook:<id>              hash    how far that is: see WebhookState; from the outcome on it expires with its job
+    webhook-secret            string  what the signatures are derived from, unless the settings say it
 
 Two versions beside each other, while a running installation is upgraded or goes back:
 
@@ -59,7 +62,7 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from models.request import DIGEST, GenerationRequest, Reproducibility
 
@@ -85,6 +88,11 @@ Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 OutputFormat = Literal["png", "jpeg", "webp"]
 EventKind = Literal["status", "progress", "preview", "end"]
+WebhookEvent = Literal["started", "progress", "ended"]
+WebhookEnd = Literal["told", "given_up", "gone"]
+"""told: everything; given_up: what was left could not be told in time; gone: the receiver wants no more."""
+WEBHOOK_NEWS = "webhooks"
+"""Stands in the events stream instead of a job's id when one of `webhooks` has become due."""
 
 _JOB_ID = re.compile(r"^([0-9a-f]{12})([0-9a-f]{32})$")
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
@@ -204,6 +212,20 @@ class Delivery(Value):
     previews: bool = False
 
 
+class Webhook(Value):
+    """Whom to tell of a job. No influence on what is drawn: a worker that knows nothing of it draws the same, and what
+    it does not announce is found when the webhook is looked at next."""
+
+    url: str
+    host: str
+    """Of the URL, as whoever checked it has read it."""
+    events: tuple[WebhookEvent, ...] = ("ended",)
+    dialect: str = "native"
+    """In whose words."""
+    base_url: str = ""
+    """What the addresses in them begin with."""
+
+
 class Submission(Value):
     """An accepted request on its way into the queue."""
 
@@ -220,6 +242,9 @@ class Submission(Value):
     """Of the POST, so that one search finds a job in the logs of the API and of its workers."""
     dialect: str | None = None
     """The API in whose words it came; None for our own."""
+    memo: dict[str, JsonValue] = {}
+    """What that API's documents tell again of the request; read by nobody else."""
+    webhook: Webhook | None = None
 
 
 _NEEDS: tuple[tuple[int, Callable[[Submission], bool]], ...] = (
@@ -365,6 +390,25 @@ class JobRecord(Value):
         return self.claims > 1 and not self.runs_alone
 
 
+class WebhookState(Value):
+    """What a job's webhook has told, and how it went. Part of the `webhook:<id>` hash."""
+
+    told: tuple[WebhookEvent, ...] = ()
+    """Of `started` and `ended`, those that are done with."""
+    mark: str = ""
+    """Of the last progress that was told."""
+    trying: WebhookEvent | None = None
+    failures: int = 0
+    """In a row, of the event that is being tried."""
+    last_at: UnixTime | None = None
+    last_status: int | None = None
+    """What the receiver answered last; None when it did not."""
+    last_error: str | None = None
+    """Why the last attempt failed; None when it did not."""
+    next_at: UnixTime | None = None
+    end: WebhookEnd | None = None
+
+
 class JobView(Value):
     """Everything known of a job at one moment; the API makes its document from it."""
 
@@ -376,6 +420,8 @@ class JobView(Value):
     eta_s: float | None = None
     needs_newer_worker: bool = False
     """It waits, and every living worker of its model is of a version that cannot draw it."""
+    webhook: WebhookState | None = None
+    """Of a job that has one."""
 
 
 # --- a worker's beat ----------------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ class JobKeys(NamedTuple):
     suspects: str
     ended: str
     urgent: str
+    webhook: str
+    webhooks: str
 
 
 def job_keys(record: JobRecord) -> JobKeys:
@@ -89,6 +91,8 @@ def keys_of(job_id: str, model: str, tenant: str, queue: str) -> JobKeys:
         suspects=key("suspects", model),
         ended=key("ended", model),
         urgent=key("urgent", queue),
+        webhook=key("webhook", job_id),
+        webhooks=key("webhooks"),
     )
 
 

@@ -16,7 +16,7 @@ field (queued or started), membership in RQ's queue list or in its intermediate 
 
 from __future__ import annotations
 
-from workers.contract import EVENT_STREAM_LENGTH, PROGRESS_TTL_S
+from workers.contract import EVENT_STREAM_LENGTH, PROGRESS_TTL_S, WEBHOOK_NEWS
 
 DOORBELL_LENGTH = 64
 """Rings that are remembered; more workers than that need not wake for one burst."""
@@ -25,9 +25,9 @@ DOORBELL_TTL_S = 3600
 INDEX_TTL_S = 30 * 24 * 3600
 """A tenant's index outlives its last change by this; entries of expired records leave it earlier."""
 
-_ALLOW_OOM = "#!lua flags=allow-oom\n"
+ALLOW_OOM = "#!lua flags=allow-oom\n"
 
-_PRELUDE = f"""
+PRELUDE = f"""
 local function now()
   local t = redis.call('TIME')
   return tonumber(t[1]) + tonumber(t[2]) / 1000000
@@ -40,13 +40,29 @@ local function ring(doorbell, job)
   redis.call('LTRIM', doorbell, 0, {DOORBELL_LENGTH - 1})
   redis.call('EXPIRE', doorbell, {DOORBELL_TTL_S})
 end
+local function stamp(seconds)
+  return string.format('%.3f', seconds)
+end
+local function announce(k, job, event)
+  -- The job's webhook, if it has one that wants this event, is due: at once, or, but for the end, once its receiver has
+  -- had its rest. Whoever is telling it something now looks again afterwards. The end also tells one that does not want
+  -- it that there is nothing more to wait for.
+  local events, holder, rests_until = unpack(redis.call('HMGET', k.webhook, 'events', 'holder', 'rests_until'))
+  if not events or (event ~= 'ended' and not string.find(events, event, 1, true)) then return end
+  if holder then
+    redis.call('HSET', k.webhook, 'news', event)
+    return
+  end
+  local due = now()
+  if event ~= 'ended' then due = math.max(due, tonumber(rests_until or 0)) end
+  if redis.call('ZADD', k.webhooks, 'XX', 'LT', 'CH', stamp(due), job) == 1 then
+    emit(k.events, '{WEBHOOK_NEWS}', 'status')
+  end
+end
 local function to_front(k, job)
   redis.call('LPUSH', k.queue, job)
   local deadline = redis.call('HGET', k.record, 'deadline')
   if deadline then redis.call('ZADD', k.urgent, deadline, job) end
-end
-local function stamp(seconds)
-  return string.format('%.3f', seconds)
 end
 """
 
@@ -75,14 +91,17 @@ local function record_outcome(k, job, outcome, retention)
     if redis.call('EXISTS', k.record_prefix .. old) == 0 then redis.call('ZREM', k.index, old) end
   end
   redis.call('EXPIRE', k.index, {INDEX_TTL_S} + ttl)
+  redis.call('EXPIRE', k.webhook, ttl)
   emit(k.events, job, 'end')
+  announce(k, job, 'ended')
 end
 """
 
 _KEYS = """
 local k = {}
 for i, name in ipairs({'rq_job', 'record', 'queue', 'intermediate', 'lease', 'canceled', 'progress', 'preview',
-                       'costs', 'index', 'gone', 'events', 'queues', 'doorbell', 'suspects', 'ended', 'urgent'}) do
+                       'costs', 'index', 'gone', 'events', 'queues', 'doorbell', 'suspects', 'ended', 'urgent',
+                       'webhook', 'webhooks'}) do
   k[name] = KEYS[i]
 end
 local job = ARGV[1]
@@ -90,11 +109,11 @@ k.record_prefix = string.sub(k.record, 1, #k.record - #job)
 """
 """Names for KEYS; the same order as `workers.jobkeys.JobKeys`."""
 
-_HEAD_WITHIN_MEMORY = _PRELUDE + _RECORD_OUTCOME + _KEYS
-_HEAD = _ALLOW_OOM + _HEAD_WITHIN_MEMORY
+_HEAD_WITHIN_MEMORY = PRELUDE + _RECORD_OUTCOME + _KEYS
+_HEAD = ALLOW_OOM + _HEAD_WITHIN_MEMORY
 
 POP = (
-    _ALLOW_OOM
+    ALLOW_OOM
     + """
 -- KEYS: queue, intermediate, urgent. A job of the queue moves to the list of those that are not started yet: that with
 -- the nearest deadline, or else the first.
@@ -111,7 +130,7 @@ return redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
 )
 
 BEAT = (
-    _ALLOW_OOM
+    ALLOW_OOM
     + """
 -- KEYS: workers. ARGV: worker, its beat.
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -156,6 +175,7 @@ redis.call('HDEL', k.record, 'reached')
 redis.call('DEL', k.progress, k.preview)
 redis.call('HDEL', k.suspects, job)
 emit(k.events, job, 'status')
+announce(k, job, 'started')
 return 'claimed'
 """
 )
@@ -187,6 +207,7 @@ redis.call('HSET', k.progress, 'step', ARGV[3], 'steps', ARGV[4])
 if ARGV[5] ~= '' then redis.call('HSET', k.progress, 'eta_s', ARGV[5]) end
 redis.call('EXPIRE', k.progress, {PROGRESS_TTL_S})
 emit(k.events, job, 'progress')
+announce(k, job, 'progress')
 return 'held'
 """
 )
@@ -284,8 +305,9 @@ ERASE = (
 local tenant = redis.call('HGET', k.record, 'tenant')
 if not tenant then return 'gone' end
 if redis.call('HEXISTS', k.record, 'outcome') == 0 then return 'unended' end
-redis.call('DEL', k.record, k.progress, k.preview)
+redis.call('DEL', k.record, k.progress, k.preview, k.webhook)
 redis.call('ZREM', k.index, job)
+redis.call('ZREM', k.webhooks, job)
 redis.call('SET', k.gone, tenant, 'EX', tonumber(ARGV[2]))
 emit(k.events, job, 'status')
 return 'erased'

@@ -12,6 +12,7 @@ from rq.job import Job
 
 from workers.contract import JobView, Status, created_at_of, key
 from workers.jobkeys import read_progress, read_record, text
+from workers.webhooks import read_states
 
 
 def read_views(client: redis.Redis, job_ids: Sequence[str]) -> list[JobView | None]:
@@ -34,7 +35,17 @@ def read_views(client: redis.Redis, job_ids: Sequence[str]) -> list[JobView | No
         progress = None if status == "queued" else read_progress(progress_fields)
         eta_s = progress.eta_s if progress and status == "running" else None
         views.append(JobView(record=record, status=status, progress=progress, eta_s=eta_s))
-    return views
+    return _with_webhooks(client, views)
+
+
+def _with_webhooks(client: redis.Redis, views: list[JobView | None]) -> list[JobView | None]:
+    """A second round trip, if any of them has one."""
+    telling = [view.record.id for view in views if view is not None and view.record.submission.webhook is not None]
+    states = dict(zip(telling, read_states(client, telling), strict=True))
+    return [
+        view.model_copy(update={"webhook": states[view.record.id]}) if view and view.record.id in states else view
+        for view in views
+    ]
 
 
 def older_ids(client: redis.Redis, index: str, cursor: str | None, count: int) -> list[str]:

@@ -34,6 +34,13 @@ class Control(TypedDict, total=False):
     end: float
 
 
+class Webhook(TypedDict, total=False):
+    """Whom the server tells of the job."""
+
+    url: Required[str]
+    events: list[Literal["started", "progress", "ended"]]
+
+
 class Request(TypedDict, total=False):
     """The body of POST /generate, where a picture may also be bytes or a path."""
 
@@ -72,6 +79,7 @@ class Request(TypedDict, total=False):
     model: str | None
     priority: Literal["high", "normal", "low"]
     deadline_s: float | None
+    webhook: Webhook | None
 
 
 class Replay(TypedDict, total=False):

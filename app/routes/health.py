@@ -66,6 +66,7 @@ async def _figures(services: Services) -> BoardFigures:
             queues=await services.on_board(board.queue_depths),
             ended=await services.on_board(board.ended_counts),
             beats=await services.on_board(board.beats),
+            webhooks_pending=await services.on_board(services.webhooks.pending),
         )
     except RedisError:
         return BoardFigures(is_redis_up=False)

@@ -45,6 +45,7 @@ from app.webhook_post import Courier
 from app.webhook_sign import Secrets
 from app.webhooks import LEASE_S, SHARES, Sender
 from workers.board import JobBoard
+from workers.choices import Choices
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async
 from workers.overview import Overview
 from workers.repeats import Repeats
@@ -138,6 +139,7 @@ async def _services(
             keys=keys,
             board=board,
             overview=Overview(client),
+            choices=Choices(client),
             repeats=Repeats(client),
             store=store,
             room=room,

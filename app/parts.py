@@ -1,7 +1,7 @@
 """A picture file as the parts that it is made of: what decides about pixels goes on to the decoder, nothing else does.
 
 Owns how PNG, JPEG and WebP files are divided, how many parts one may have, and where its orientation is told. Texts,
-thumbnails, Exif and XMP are read by nobody, so no bomb in them goes off. Decodes nothing.
+thumbnails, Exif and XMP reach no decoder, so no bomb in them goes off. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ some thousand."""
 MAX_SCANS = 100
 """Scans of a JPEG: each costs a pass over all pixels, and a few bytes. Progressive ones have about ten."""
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"acTL"})
-_EXIF = b"Exif\0\0"
-_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+EXIF = b"Exif\0\0"
+BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION = 0x0112
 
 
@@ -56,7 +56,7 @@ def _of_png(data: bytes) -> Parts:
     if data[12:16] != b"IHDR":
         raise PartsRefused("the header is not the first chunk")
     kept, seen, orientation = [PNG], set(), 1
-    for name, start, end in _chunks(data, len(PNG), ">", tail=4):
+    for name, start, end in chunks(data, len(PNG), ">", tail=4):
         if name == b"eXIf":
             orientation = orientation_of(data[start + 8 : end - 4])
         if name in _PNG_KEPT and (name == b"IDAT" or name not in seen):
@@ -67,7 +67,7 @@ def _of_png(data: bytes) -> Parts:
     return Parts(b"".join(kept), orientation)
 
 
-def _chunks(data: bytes, start: int, order: str, tail: int) -> Iterator[tuple[bytes, int, int]]:
+def chunks(data: bytes, start: int, order: str, tail: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and end of each chunk; the last one may be cut short. tail: bytes behind the content."""
     size_at, name_at = (0, 4) if order == ">" else (4, 0)
     for _ in range(MAX_PARTS):
@@ -85,9 +85,9 @@ def _chunks(data: bytes, start: int, order: str, tail: int) -> Iterator[tuple[by
 
 def _of_jpeg(data: bytes) -> Parts:
     kept, orientation, has_exif = [data[:2]], 1, False
-    for marker, start, end in _segments(data):
-        content = data[start + 4 : min(end, start + 4 + len(_EXIF) + 12)]
-        if marker == 0xE1 and content.startswith(_EXIF) and not has_exif:
+    for marker, start, end in segments(data):
+        content = data[start + 4 : min(end, start + 4 + len(EXIF) + 12)]
+        if marker == 0xE1 and content.startswith(EXIF) and not has_exif:
             orientation, has_exif = orientation_of(data[start + 4 : end]), True
         if marker == 0xDA:
             kept.append(_scans(data, start))
@@ -97,7 +97,7 @@ def _of_jpeg(data: bytes) -> Parts:
     raise PartsRefused("there is no picture in it")
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each segment before the picture itself, and where that starts; what is between two
     segments is passed over, as decoders do."""
     at = 2
@@ -141,12 +141,12 @@ def _scans(data: bytes, start: int) -> bytes:
 def is_lossless(data: bytes) -> bool:
     """True for a PNG, and for a WebP whose pixels are kept as they were."""
     if is_webp(data):
-        return any(name == b"VP8L" for name, _, _ in _chunks(data, 12, "<", tail=0))
+        return any(name == b"VP8L" for name, _, _ in chunks(data, 12, "<", tail=0))
     return data.startswith(PNG)
 
 
 def _webp_orientation(data: bytes) -> int:
-    for name, start, end in _chunks(data, 12, "<", tail=0):
+    for name, start, end in chunks(data, 12, "<", tail=0):
         if name == b"EXIF":
             return orientation_of(data[start + 8 : end])
     return 1
@@ -154,8 +154,8 @@ def _webp_orientation(data: bytes) -> int:
 
 def orientation_of(exif: bytes) -> int:
     """1 to 8 of an Exif block (TIFF 6.0, section 2); 1, upright, where it tells nothing readable."""
-    exif = exif.removeprefix(_EXIF)
-    order = _BYTE_ORDERS.get(exif[:4])
+    exif = exif.removeprefix(EXIF)
+    order = BYTE_ORDERS.get(exif[:4])
     if order is None:
         return 1
     try:

@@ -367,7 +367,7 @@ def schema_problem(error: ValidationError) -> Problem:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     errors = tuple(FieldError(pointer=_pointer(item["loc"]), detail=item["msg"]) for item in found[:20])
     code = "field_unknown" if all(item["type"] == "extra_forbidden" for item in found) else "field_invalid"
-    names = ", ".join(sorted({entry.pointer.removeprefix("/") for entry in errors}))
+    names = ", ".join(sorted({f"`{entry.pointer.removeprefix('/')}`" for entry in errors}))
     return Problem(code, f"Look at {names}.", errors=errors)
 
 

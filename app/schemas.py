@@ -256,8 +256,8 @@ class InpaintingBody(PictureBody):
     )
     mask_convention: MaskConvention = Field(
         "auto",
-        description="Which pixels of the mask count: `white` ones, `transparent` ones, or `auto`: transparent ones"
-        " where there are any, else white ones.",
+        description="Which pixels of the mask count: `white` ones, `black` ones (all that are not white), `transparent`"
+        " ones, or `auto`: transparent ones where there are any, else white ones.",
     )
     strength: float | None = Field(
         None, gt=0, le=1, description="How far from what is there now: 1, the default, forgets it."

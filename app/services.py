@@ -27,6 +27,7 @@ from app.settings import ApiSettings
 from app.streams import JobStream
 from app.webhook_sign import Secrets
 from workers.board import JobBoard
+from workers.choices import Choices
 from workers.contract import JobView, created_at_of
 from workers.overview import Overview
 from workers.repeats import Repeats
@@ -47,6 +48,7 @@ class Services:
     keys: KeyRing
     board: JobBoard
     overview: Overview
+    choices: Choices
     repeats: Repeats
     store: Store
     room: Room

@@ -43,9 +43,9 @@ _TURNS = {
 _DRAWN_FROM = 128
 """Level from which a mask's pixel is drawn anew."""
 
-MaskConvention = Literal["auto", "white", "transparent"]
-"""Which pixels of a mask are drawn anew: white ones, transparent ones (as in OpenAI's API), or transparent ones where
-there are any, else white ones."""
+MaskConvention = Literal["auto", "white", "black", "transparent"]
+"""Which pixels of a mask are drawn anew: white ones, all but those, transparent ones (as in OpenAI's API), or
+transparent ones where there are any, else white ones."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _upright(picture: Image.Image, parts: Parts) -> Image.Image:
 
 def _drawn_pixels(picture: Image.Image, convention: MaskConvention) -> Image.Image:
     """Grey, 255 where it is drawn anew, else 0."""
-    alpha = _alpha(picture) if convention != "white" else None
+    alpha = _alpha(picture) if convention in ("auto", "transparent") else None
     if convention == "auto" and alpha is not None and _lowest(alpha) >= _DRAWN_FROM:
         alpha = None
     if alpha is not None:
@@ -161,7 +161,7 @@ def _drawn_pixels(picture: Image.Image, convention: MaskConvention) -> Image.Ima
     # What is transparent is not white: it is laid on black.
     ground = Image.new("RGBA", picture.size, "black")
     grey = Image.alpha_composite(ground, picture.convert("RGBA")).convert("L")
-    return grey.point([255 if level >= _DRAWN_FROM else 0 for level in range(256)])
+    return grey.point([255 if (level >= _DRAWN_FROM) != (convention == "black") else 0 for level in range(256)])
 
 
 def _alpha(picture: Image.Image) -> Image.Image | None:

@@ -25,9 +25,7 @@ _STAYS = (
 _COUNTS = re.compile(re.escape(key("ended")) + ":.+")
 """An entry for each model that was ever served."""
 _EXPIRES = (
-    re.compile(
-        re.escape(key("")) + r"(recovery|doorbell|repeats):.+|" + re.escape(key("")) + r"(counting|stored|wishes)"
-    ),
+    re.compile(re.escape(key("")) + r"((recovery|doorbell|choices|repeats):.+|counting|stored|wishes)"),
     re.compile(r"rq:worker:.+|rq:clean_registries:.+"),
     re.compile(r"rq:executions?:.+"),  # a minute after the last heartbeat
 )

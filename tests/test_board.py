@@ -295,6 +295,16 @@ def test_jobs_are_listed_by_status(board: JobBoard) -> None:
     assert len(board.list_jobs("ann", limit=10, status="queued")[0]) == 4
 
 
+def test_the_unended_jobs_of_a_tenant_are_told_oldest_first(board: JobBoard) -> None:
+    old, middle, young = (f"{millisecond:012x}{'0' * 32}" for millisecond in (3, 4, 5))
+    for job_id in (young, old, middle):
+        board.submit(make_submission("ann"), ENTRY, job_id)
+    board.submit(make_submission("bob"), ENTRY)
+    board.cancel(middle)
+    assert [view.record.id for view in board.unended("ann")] == [old, young]
+    assert board.unended("cid") == []
+
+
 def test_places_follow_turns_of_tenants_then_priority(board: JobBoard) -> None:
     ann = [board.submit(make_submission("ann"), ENTRY)[0].record.id for _ in range(3)]
     bob = [board.submit(make_submission("bob"), ENTRY)[0].record.id for _ in range(2)]

@@ -71,6 +71,9 @@ MASKS: list[tuple[str, Image.Image | bytes, MaskConvention]] = [
     ("a hole in white", rgba_mask((255, 255, 255, 0), (255, 255, 255, 255)), "auto"),
     ("grey and a hole", rgba_mask((9, 9, 9, 0), (200, 100, 0, 255)).convert("LA"), "transparent"),
     ("white strokes on nothing", rgba_mask((255, 255, 255, 255), (255, 255, 255, 0)), "white"),
+    ("black in white", grey_mask(0, 255), "black"),
+    ("dark grey in light grey", grey_mask(127, 128), "black"),
+    ("a hole in white, where black counts", rgba_mask((255, 255, 255, 0), (255, 255, 255, 255)), "black"),
     ("white strokes on transparent black", rgba_mask((255, 255, 255, 255), (0, 0, 0, 0)), "white"),
 ]
 
@@ -205,7 +208,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("an unknown digest", body_of(mask_image=f"sha256:{'0' * 64}"), "upload_unknown", "/mask_image"),
     ("a number for a mask", body_of(mask_image=7), "field_invalid", "/mask_image"),
     ("no picture", {"task": "inpainting", "prompt": "a pear"}, "field_invalid", "/image"),
-    ("an unknown convention", body_of(grey_mask(), mask_convention="black"), "field_invalid", "/mask_convention"),
+    ("an unknown convention", body_of(grey_mask(), mask_convention="grey"), "field_invalid", "/mask_convention"),
     ("a negative blur", body_of(grey_mask(), mask_blur=-1), "field_invalid", "/mask_blur"),
     ("a wide blur", body_of(grey_mask(), mask_blur=65), "field_invalid", "/mask_blur"),
     ("a negative padding", body_of(grey_mask(), padding_mask_crop=-1), "field_invalid", "/padding_mask_crop"),

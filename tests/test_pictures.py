@@ -15,8 +15,6 @@ from models.request import MAX_SEED, ImageToImageRequest, TextToImageRequest
 from models.samplers import NOISE_SCHEDULES, SAMPLERS
 from workers.contract import CONTRACT_VERSION, Making, Provenance
 from workers.pictures import (
-    SAMPLER_TITLES,
-    SCHEDULE_TITLES,
     digest_of_pixels,
     encode_picture,
     infotext,
@@ -24,6 +22,7 @@ from workers.pictures import (
     recipe_of,
 )
 from workers.recipe import has_parameters, read_recipe
+from workers.titles import SAMPLER_TITLES, SCHEDULE_TITLES
 
 DIGEST = hashlib.sha256(b"weights").hexdigest()
 PROVENANCE = Provenance(

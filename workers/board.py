@@ -287,6 +287,14 @@ class JobBoard:
         page = self._forecast.add_places(found[:limit])
         return page, page[-1].record.id if len(found) > limit else None
 
+    def unended(self, tenant: str) -> list[JobView]:
+        """The tenant's jobs that wait or run, oldest first."""
+        ids = [job_id for model in self._models() for job_id in self._unended(model)]
+        ages = self._redis.zmscore(key("jobs", tenant), ids) if ids else []
+        own = sorted(job_id for job_id, age in zip(ids, ages, strict=True) if age is not None)  # ids sort by time
+        views = [view for view in read_views(self._redis, own) if view is not None and view.status not in ENDED]
+        return self._forecast.add_places(views)
+
     def preview(self, job_id: str) -> bytes | None:
         """The newest preview of a running job: WebP bytes."""
         raw = self._redis.get(key("preview", job_id))

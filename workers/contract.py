@@ -11,6 +11,7 @@ Where is it? One key each, `denoised:` in front:
     preview:<id>              string  newest preview of a running job (WebP bytes); expires by itself
     jobs:<tenant>             zset    the tenant's job ids by creation time
     idempotency:<tenant>:<h>  string  "<body digest> <job id>" of an Idempotency-Key; expires with its job
+    choices:<tenant>          hash    name -> what the tenant has chosen for its later requests; expires by itself
     repeats:<tenant>:<digest> zset    attempts of requests that say this, by the time until which they wait:
                                       `workers.repeats`; expires by itself
     upload:<tenant>:<digest>  string  the newest job that holds this upload; expires with its job

@@ -18,7 +18,7 @@ from app.errors import Problem, field_problem
 from app.payload import Payload, require_no_files_but
 from app.resolve import Uploads, check_controls, choose_model, enlarged_size, parse_body, resolve
 from app.room import needed_bytes
-from app.schemas import AnyBody, InpaintingBody, TextToImageBody
+from app.schemas import AnyBody, InpaintingBody, TextToImageBody, WebhookBody
 from app.services import Services
 from app.uploads import (
     REFERENCE,
@@ -119,7 +119,7 @@ async def read_order(services: Services, tenant: str, payload: Payload) -> Order
     require_no_files_but(payload, _UPLOAD_FIELDS)
     body = parse_body(with_upload_marks(payload))
     check_priority(services, tenant, body.priority)
-    webhook = _webhook(services, body)
+    webhook = webhook_of(services, body.webhook)
     catalogue = await services.on_board(services.board.catalogue)
     entry = choose_model(body, catalogue, services.settings.default_model)
     await check_queue(services, tenant, entry)
@@ -137,14 +137,15 @@ async def read_order(services: Services, tenant: str, payload: Payload) -> Order
     return Order(submission, entry, uploads)
 
 
-def _webhook(services: Services, body: AnyBody) -> Webhook | None:
-    if body.webhook is None:
+def webhook_of(services: Services, body: WebhookBody | None) -> Webhook | None:
+    """Whom the job is to tell. Raises Problem for an address that this server does not call."""
+    if body is None:
         return None
     try:
-        target = read_target(body.webhook.url, services.settings.webhook_allowed)
+        target = read_target(body.url, services.settings.webhook_allowed)
     except Refused as error:
         raise field_problem("webhook_refused", "webhook/url", str(error)) from error
-    return Webhook(url=body.webhook.url, host=target.host, events=tuple(dict.fromkeys(body.webhook.events)))
+    return Webhook(url=body.url, host=target.host, events=tuple(dict.fromkeys(body.events)))
 
 
 def check_priority(services: Services, tenant: str, priority: Priority) -> None:

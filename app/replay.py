@@ -19,6 +19,7 @@ from app.accept import (
     check_priority,
     check_queue,
     held_upload,
+    webhook_of,
     with_upload_marks,
 )
 from app.errors import Problem, field_problem
@@ -54,6 +55,7 @@ async def read_replay(services: Services, tenant: str, payload: Payload) -> Orde
     require_no_files_but(payload, FILES)
     body = _parse(payload)
     check_priority(services, tenant, body.priority)
+    webhook = webhook_of(services, body.webhook)
     max_pixels = services.settings.max_upload_pixels
     sent = await anyio.to_thread.run_sync(_read_sent, body, payload, max_pixels, limiter=services.decoders)
     catalogue = await services.on_board(services.board.catalogue)
@@ -78,6 +80,7 @@ async def read_replay(services: Services, tenant: str, payload: Payload) -> Orde
         priority=body.priority,
         deadline_s=body.deadline_s,
         original=original,
+        webhook=webhook,
     )
     return Order(submission, entry, replace(uploads, original=sent.picture))
 

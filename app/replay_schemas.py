@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from app.schemas import MAX_CONTROLS, MAX_DEADLINE_S, Wire
+from app.schemas import MAX_CONTROLS, MAX_DEADLINE_S, WebhookBody, Wire
 from workers.contract import OutputFormat, Priority
 
 _FILES = ("image", "init_image", "mask_image")
@@ -68,6 +68,7 @@ class ReplayBody(Wire):
     deadline_s: float | None = Field(
         None, gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False, description="As for POST /generate."
     )
+    webhook: WebhookBody | None = Field(None, description="As for POST /generate.")
 
     @model_validator(mode="after")
     def _has_something_to_replay(self) -> Self:
@@ -91,7 +92,7 @@ def _form_field(name: str, field: dict[str, Any]) -> dict[str, Any]:
     told = {"description": field["description"]}
     if name in _FILES:
         return {"type": "string", "format": "binary", **told}
-    if name in ("recipe", "control_images"):
+    if name in ("recipe", "control_images", "webhook"):
         return {"type": "string", "contentMediaType": "application/json", **told}
     if name == "deadline_s":
         return {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_S, **told}

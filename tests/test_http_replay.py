@@ -141,13 +141,17 @@ async def test_every_way_to_send_a_recipe_queues_the_same(redis_url, store, work
     assert has_picture == [True, True, True, False, False, True, True]
 
 
-async def test_delivery_priority_and_deadline_are_those_of_any_job(redis_url, store, worker) -> None:
+async def test_delivery_priority_deadline_and_webhook_are_those_of_any_job(redis_url, store, worker) -> None:
     form = {"output_format": "webp", "previews": "true", "priority": "low", "deadline_s": "60"}
+    webhook = {"webhook": '{"url": "https://example.org/hook"}'}
     async with serving(redis_url, store) as client:
-        answer = await client.post("/replay", data=form, files={"image": ("a.png", file_of(recipe_for()))})
+        answer = await client.post("/replay", data=form | webhook, files={"image": ("a.png", file_of(recipe_for()))})
+        inside = {"recipe": recipe_for(), "webhook": {"url": "http://10.0.0.1/hook"}}
+        assert_problem(await client.post("/replay", json=inside), "webhook_refused")
     request = answer.json()["request"]
     wanted = {"output_format": "webp", "previews": True, "priority": "low", "deadline_s": 60}
     assert {name: request[name] for name in form} == wanted
+    assert answer.json()["webhook"]["url"] == "https://example.org/hook"
 
 
 async def test_a_repeat_with_the_same_key_is_the_same_job(redis_url, store, worker) -> None:

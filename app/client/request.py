@@ -94,6 +94,7 @@ class Replay(TypedDict, total=False):
     previews: bool
     priority: Literal["high", "normal", "low"]
     deadline_s: float | None
+    webhook: Webhook | None
 
 
 def replay_body_of(replay: Replay | Picture) -> bytes:

@@ -15,12 +15,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import FieldError, Problem, field_problem
+from app.parts import PartsRefused
 from app.payload import parse_json
 from app.resolve import schema_problem
+from app.texts import DESCRIPTION, PARAMETERS, texts_of
 from models.request import REQUEST_ADAPTER, AnyRequest
 from workers.contract import CONTRACT_VERSION, ModelEntry, Provenance
-from workers.recipe import has_parameters, recipe_text
 
+RECIPE = "denoised"
+"""The name of the text that a PNG file has it in (`workers.pictures`)."""
 _ITS_OWN = frozenset({"json_invalid", "json_too_deep", "field_invalid", "field_unknown"})
 """Problems of a body that in a recipe are one and the same: nobody wrote it by hand."""
 
@@ -41,15 +44,34 @@ class _Version(BaseModel):
 
 def recipe_in(data: bytes) -> dict[str, Any]:
     """The recipe in a picture's file, unchecked. Raises Problem."""
-    text = recipe_text(data)
-    with contextlib.suppress(Problem):
-        recipe = parse_json(text.encode("utf-8", "replace")) if text else {}
-        if "contract_version" in recipe:
-            return recipe
+    texts = _texts(data)
+    recipe = _recipe_among(texts)
+    if recipe is not None:
+        return recipe
     what = "The file of `image` has no recipe of this server in it."
-    if has_parameters(data):
+    if PARAMETERS in texts:
         what += " It has `parameters` as other tools write them, which leave out too much to draw the same pixels."
     raise field_problem("recipe_missing", "image", what)
+
+
+def find_recipe(data: bytes) -> dict[str, Any] | None:
+    """The recipe in a picture's file, unchecked; None where there is none."""
+    return _recipe_among(_texts(data))
+
+
+def _texts(data: bytes) -> dict[str, str]:
+    try:
+        return texts_of(data)
+    except PartsRefused:
+        return {}
+
+
+def _recipe_among(texts: Mapping[str, str]) -> dict[str, Any] | None:
+    text = texts.get(RECIPE) or texts.get(DESCRIPTION) or "{}"
+    with contextlib.suppress(Problem):
+        recipe = parse_json(text.encode("utf-8", "replace"))
+        return recipe if "contract_version" in recipe else None
+    return None
 
 
 def read_recipe(given: dict[str, Any] | str) -> ReadRecipe:

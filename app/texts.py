@@ -16,7 +16,9 @@ MAX_TEXT_BYTES = 2**20
 """Of all texts of a file together; what exceeds it is passed over."""
 PARAMETERS = "parameters"
 """The name by which a PNG file has the text that JPEG and WebP files have as a comment of the user."""
-_EXIF_FOLDER, _USER_COMMENT = 0x8769, 0x9286
+DESCRIPTION = "ImageDescription"
+"""The text of an Exif block that has our recipe, and in files of others whatever they say of the picture."""
+_IMAGE_DESCRIPTION, _EXIF_FOLDER, _USER_COMMENT = 0x010E, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
 
 
@@ -31,8 +33,7 @@ def texts_of(data: bytes) -> dict[str, str]:
         blocks = [content for content in contents if content.startswith(EXIF)]
     else:
         return {}
-    comment = _user_comment(blocks[0].removeprefix(EXIF)) if blocks else ""
-    return _bounded(iter([(PARAMETERS, comment)] if comment else []))
+    return _bounded(_texts_of_exif(blocks[0].removeprefix(EXIF))) if blocks else {}
 
 
 def _bounded(texts: Iterator[tuple[str, str]]) -> dict[str, str]:
@@ -74,20 +75,28 @@ def _inflated(data: bytes) -> bytes | None:
     return None if reader.unconsumed_tail else content
 
 
-def _user_comment(exif: bytes) -> str:
-    """Of an Exif block (TIFF 6.0, section 2; Exif 2.3, section 4.6.5); empty where there is none that can be read."""
+def _texts_of_exif(exif: bytes) -> Iterator[tuple[str, str]]:
+    """TIFF 6.0, section 2; Exif 2.3, section 4.6.5. Ends where something cannot be read."""
     order = BYTE_ORDERS.get(exif[:4])
     if order is None:
-        return ""
+        return
     try:
-        folder = _entry(exif, order, struct.unpack_from(f"{order}I", exif, 4)[0], _EXIF_FOLDER)
-        comment = _entry(exif, order, folder[1], _USER_COMMENT) if folder else None
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        if entry := _entry(exif, order, start, _IMAGE_DESCRIPTION):
+            yield DESCRIPTION, _content(exif, entry).decode("utf-8", "replace").rstrip("\0")
+        folder = _entry(exif, order, start, _EXIF_FOLDER)
+        if folder and (entry := _entry(exif, order, folder[1], _USER_COMMENT)):
+            yield PARAMETERS, _user_comment(_content(exif, entry))
     except struct.error:
-        return ""
-    if comment is None:
-        return ""
-    count, offset = comment
-    content = exif[offset : offset + min(count, 2 * MAX_TEXT_BYTES)]
+        return
+
+
+def _content(exif: bytes, entry: tuple[int, int]) -> bytes:
+    count, offset = entry
+    return exif[offset : offset + min(count, 2 * MAX_TEXT_BYTES)]
+
+
+def _user_comment(content: bytes) -> str:
     if not content.startswith(_UNICODE):
         return content[8:].decode("utf-8", "replace").strip("\0 ")
     has_mark = content[8:10] in (b"\xff\xfe", b"\xfe\xff")

@@ -36,8 +36,7 @@ from workers.contract import (
     Verdict,
     needed_version,
 )
-from workers.pictures import digest_of_pixels, encode_picture, recipe_of
-from workers.recipe import Recipe
+from workers.pictures import Recipe, digest_of_pixels, encode_picture, recipe_of
 from workers.store import LocalStore
 
 pytestmark = pytest.mark.asyncio

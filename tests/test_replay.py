@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from app.recipes import find_recipe
 from tests.board_values import make_submission
 from tests.fakes import draw_fake
 from tests.fleet import Fleet, provenance_of_fake
@@ -28,7 +29,6 @@ from workers.connection import connect
 from workers.contract import Original, Submission, new_job_id
 from workers.embedded import ensure_server
 from workers.pictures import encode_picture
-from workers.recipe import read_recipe
 
 WAIT = {"Prefer": "wait=60"}
 TEXT: dict[str, Any] = {
@@ -137,7 +137,7 @@ async def test_a_strict_picture_is_drawn_again_to_the_last_bit_beside_others(wor
         document, *_ = await asyncio.gather(replayed(client, file), *others)
         assert_exact(document["replay"], "strict")
         again = (await client.get(document["images"][0]["url"])).content
-    assert read_recipe(again) == read_recipe(file)
+    assert find_recipe(again) == find_recipe(file)
 
 
 @pytest.mark.asyncio
@@ -173,7 +173,7 @@ async def test_an_enlarged_picture_and_one_with_lora_and_control_are_drawn_again
     async with workshop.serving() as client:
         file = await drawn(client, STRICT | adapted)
         assert_exact((await replayed(client, file))["replay"], "strict")
-    recipe = read_recipe(file)
+    recipe = find_recipe(file)
     assert recipe is not None
     made_with = recipe["made_with"]
     entry = workshop.fleet.board.catalogue()["x4"]
@@ -194,7 +194,7 @@ async def test_a_picture_edited_by_one_pixel_does_not_agree_and_that_is_told(wor
         file = await drawn(client, STRICT)
         pixels = pixels_of(file)
         pixels[7, 9, 1] ^= 1
-        verdict = (await replayed(client, with_recipe(pixels, read_recipe(file))))["replay"]
+        verdict = (await replayed(client, with_recipe(pixels, find_recipe(file))))["replay"]
     assert (verdict["agrees"], verdict["max_difference"], verdict["differing_pixels"]) == (False, 1, 1)
     assert codes(verdict) == ["picture_changed"]
     assert "to the last bit" in verdict["reasons"][0]["detail"]
@@ -204,7 +204,7 @@ async def test_a_picture_edited_by_one_pixel_does_not_agree_and_that_is_told(wor
 async def test_an_older_recipe_is_compared_by_its_picture_and_promises_nothing(workshop: Workshop) -> None:
     async with workshop.serving() as client:
         file = await drawn(client, STRICT)
-        recipe = {k: v for k, v in (read_recipe(file) or {}).items() if k not in ("made_with", "pixels_sha256")}
+        recipe = {k: v for k, v in (find_recipe(file) or {}).items() if k not in ("made_with", "pixels_sha256")}
         verdict = (await replayed(client, with_recipe(pixels_of(file), recipe | {"contract_version": 2})))["replay"]
         bare = (await client.post("/replay", json={"recipe": recipe}, headers=WAIT)).json()["replay"]
     assert (verdict["agrees"], verdict["exact"], verdict["contract"]) == (True, True, None)

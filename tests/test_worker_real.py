@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from app.recipes import find_recipe
 from models.canvas import make_canvas
 from models.checkpoint import load_checkpoint
 from models.control_files import ControlFiles
@@ -36,7 +37,6 @@ from workers.connection import connect
 from workers.contract import Submission, new_job_id
 from workers.embedded import ensure_server
 from workers.enlarging import enlarging
-from workers.recipe import read_recipe
 from workers.worker import EXIT_USAGE
 
 DIGEST, MASK_DIGEST = "ab" * 32, "cd" * 32
@@ -292,7 +292,7 @@ def assert_each_ended_once_with_its_picture(fleet: Fleet, ids: list[str], checkp
         drawn = np.asarray(Image.open(io.BytesIO(data)), dtype=np.int16)
         alone = draw_alone(view.record.submission.request, checkpoint).astype(np.int16)
         assert np.abs(drawn - alone).max() <= 1
-        recipe = read_recipe(data)
+        recipe = find_recipe(data)
         assert recipe is not None
         assert recipe["model_digest"] == digest
 

@@ -1,8 +1,13 @@
 """Picture files: pixels in, bytes with their recipe out.
 
 Owns the file formats and what is written beside the pixels. Knows nothing of where the files go. A file says what was
-drawn and with what, and never when, where or for whom: the same request gives the same bytes. `workers.recipe` says
-where in a file its two texts lie.
+drawn and with what, and never when, where or for whom: the same request gives the same bytes.
+
+Beside the pixels lie two texts. `parameters` is the line format that other tools read, begun by the AUTOMATIC1111
+web UI; `denoised` is the recipe of this one picture as canonical JSON. `app.texts` reads them back.
+
+    PNG          text chunks `parameters` and `denoised`
+    JPEG, WebP   EXIF UserComment (`parameters`) and ImageDescription (`denoised`)
 """
 
 from __future__ import annotations
@@ -21,9 +26,14 @@ from PIL import Image, PngImagePlugin
 
 from models.request import PictureRequest
 from workers.contract import CONTRACT_VERSION, OutputFormat, Provenance
-from workers.recipe import EXIF_FOLDER, IMAGE_DESCRIPTION, UNICODE, USER_COMMENT, Recipe
 from workers.titles import SAMPLER_TITLES, SCHEDULE_TITLES
 
+Recipe = Mapping[str, Any]
+"""A request as JSON, of one picture: its own seed, `num_images` 1, with `contract_version` and its Provenance."""
+
+_IMAGE_DESCRIPTION, _EXIF_FOLDER, _USER_COMMENT = 0x010E, 0x8769, 0x9286
+_UNICODE = b"UNICODE\0"
+"""Begins a UserComment in UTF-16, big-endian."""
 _MODEL_HASH_DIGITS = 10
 _JPEG_EXIF_LIMIT = 65_000
 """Bytes. A JPEG's EXIF must fit into one segment of 65,533."""
@@ -150,9 +160,9 @@ def _webp(image: Image.Image, recipe: Recipe) -> PictureFile:
 def _exif(description: str | None = None, comment: str | None = None) -> bytes:
     exif = Image.Exif()
     if description is not None:
-        exif[IMAGE_DESCRIPTION] = description
+        exif[_IMAGE_DESCRIPTION] = description
     if comment is not None:
-        exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = UNICODE + comment.encode("utf-16-be")
+        exif.get_ifd(_EXIF_FOLDER)[_USER_COMMENT] = _UNICODE + comment.encode("utf-16-be")
     return exif.tobytes()
 
 

@@ -32,7 +32,7 @@ from app.events import EventHub
 from app.gate import Gate, problem_answer
 from app.metrics import HttpMetrics
 from app.room import Room
-from app.routes import admin, generate, health, jobs, models, reference
+from app.routes import admin, generate, health, jobs, models, reference, studio
 from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
 from app.security import KeyRing, load_keys
 from app.services import Services
@@ -44,7 +44,7 @@ from workers.reservations import Reservations
 from workers.store import open_store
 
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
-_ROUTERS = (generate.router, jobs.router, models.router, admin.router, health.router, reference.router)
+_ROUTERS = (generate.router, jobs.router, models.router, admin.router, health.router, reference.router, studio.router)
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:

@@ -317,4 +317,5 @@ class Studio {
   }
 }
 
+startTheme(byId("theme-button"));
 openDatabase().then((database) => new Studio(database).start());

@@ -26,8 +26,9 @@ export async function textsOf(file) {
   return {};
 }
 
-function latin(bytes, start, end) {
-  return new TextDecoder("latin1").decode(bytes.subarray(start, end));
+/** A character a byte. A TextDecoder's "latin1" is another code, windows-1252. */
+function latin(bytes, start = 0, end = bytes.length) {
+  return Array.from(bytes.subarray(start, end), (byte) => String.fromCharCode(byte)).join("");
 }
 
 function utf8(bytes) {

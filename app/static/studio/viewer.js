@@ -52,6 +52,7 @@ export class Viewer {
 
   open(job) {
     this.#job = job;
+    this.#root.dataset.job = job.id;
     this.#index = job.document.request.num_images === 1 ? 0 : null;
     this.#isComparing = job.document.task === "upscale";
     byId("recipe").hidden = true;

@@ -131,8 +131,9 @@ class StudioPage:
             const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
             const transfer = new DataTransfer();
             transfer.items.add(new File([bytes], name, { type }));
+            const options = { dataTransfer: transfer, bubbles: true, cancelable: true };
             for (const kind of ["dragenter", "dragover", "drop"]) {
-                document.body.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+                document.body.dispatchEvent(new DragEvent(kind, options));
             }
         }"""
         self.page.evaluate(script, [base64.b64encode(data).decode(), name, media_type])

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -258,7 +257,7 @@ def test_a_drawn_picture_goes_on_to_be_enlarged_and_compared(studio: StudioPage)
     expect(studio.find(".compare")).to_have_count(0)
     with studio.page.expect_download() as download:
         studio.page.click("#download")
-    sent = studio.page.request.get(f"{studio.url}{job['images'][0]['url']}").body()
+    sent = studio.page.request.get(f"{studio.url}/jobs/{job['id']}/images/0").body()
     assert download.value.path().read_bytes() == sent
 
 
@@ -494,7 +493,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, l
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_axe_finds_nothing_wrong(browser: Browser, live_server: str, source: bytes, scheme: Any) -> None:
+def test_axe_finds_no_violation_in_any_state(browser: Browser, live_server: str, source: bytes, scheme: Any) -> None:
     found: dict[str, list[str]] = {}
     with StudioPage(browser, live_server, color_scheme=scheme, reduced_motion="reduce") as studio:
         studio.forgiven = ["422"]

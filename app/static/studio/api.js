@@ -33,68 +33,83 @@ export function requestName() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/**
- * keyring: `key` and `ask(problem)`, which resolves to whether there is a new key.
- * onReach: told after each request whether the server was reached.
- */
-export function createApi(keyring, onReach) {
-  async function fetchOnce(path, options) {
-    const headers = { ...options.headers };
-    if (keyring.key) headers.Authorization = `Bearer ${keyring.key}`;
-    try {
-      const answer = await fetch(path, { ...options, headers, credentials: "omit" });
-      onReach(true);
-      return answer;
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      onReach(false);
-      throw new NetworkLost("The server cannot be reached.");
-    }
+export class Api {
+  #keyring;
+  #onReach;
+
+  /**
+   * keyring: `key` and `ask(problem)`, which resolves to whether there is a new key.
+   * onReach(isReached): told after each request.
+   */
+  constructor(keyring, onReach) {
+    this.#keyring = keyring;
+    this.#onReach = onReach;
   }
 
-  /** The answer of a request that was not refused. Asks for a key where one is wanted. */
-  async function request(path, options = {}) {
-    for (;;) {
-      const answer = await fetchOnce(path, options);
-      if (answer.ok) return answer;
-      const problem = await problemOf(answer);
-      if (problem.status !== 401 || !(await keyring.ask(problem))) throw problem;
-    }
+  async models() {
+    return documentOf(await this.#request("/models"));
   }
 
-  /** Repeats what is safe to repeat until the server is reached again. */
-  async function patiently(path, options, onWait) {
+  async job(id) {
+    return documentOf(await this.#request(`/jobs/${id}`));
+  }
+
+  async picture(path) {
+    return (await this.#request(path)).blob();
+  }
+
+  /** The answer whose body is the job's event stream. */
+  events(id, signal) {
+    return this.#request(`/jobs/${id}/events`, { signal });
+  }
+
+  /** Sends a form. The same name gives the same job, so it is repeated while the server is not reached; onWait tells. */
+  async submit(form, name, onWait) {
+    const options = { method: "POST", body: form, headers: { "Idempotency-Key": name } };
     for (let attempt = 1; ; attempt += 1) {
       try {
-        return await request(path, options);
+        return await documentOf(await this.#request("/generate", options));
       } catch (error) {
         if (!(error instanceof NetworkLost) || attempt === ATTEMPTS) throw error;
-        onWait(attempt);
+        onWait();
         await pause(FIRST_WAIT_MS * 2 ** attempt);
       }
     }
   }
 
-  const document = async (answer) => readExact(await answer.text());
+  /** The job's document when it was canceled, null when it was erased. */
+  async remove(id) {
+    const answer = await this.#request(`/jobs/${id}`, { method: "DELETE" });
+    return answer.status === 204 ? null : documentOf(answer);
+  }
 
-  return {
-    models: async () => document(await request("/models")),
-    job: async (id) => document(await request(`/jobs/${id}`)),
-    picture: async (path) => (await request(path)).blob(),
-    events: (id, signal) => request(`/jobs/${id}/events`, { signal }),
-    /** A form; the same name gives the same job, however often it is sent. */
-    submit: async (form, name, onWait) =>
-      document(await patiently("/generate", { method: "POST", body: form, headers: named(name) }, onWait)),
-    /** The job's document when it was canceled, null when it was erased. */
-    remove: async (id) => {
-      const answer = await request(`/jobs/${id}`, { method: "DELETE" });
-      return answer.status === 204 ? null : document(answer);
-    },
-  };
+  /** The answer of a request that was not refused. Asks for a key where one is wanted. */
+  async #request(path, options = {}) {
+    for (;;) {
+      const answer = await this.#fetch(path, options);
+      if (answer.ok) return answer;
+      const problem = await problemOf(answer);
+      if (problem.status !== 401 || !(await this.#keyring.ask(problem))) throw problem;
+    }
+  }
+
+  async #fetch(path, options) {
+    const key = this.#keyring.key;
+    const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+    try {
+      const answer = await fetch(path, { ...options, headers, credentials: "omit" });
+      this.#onReach(true);
+      return answer;
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      this.#onReach(false);
+      throw new NetworkLost("The server cannot be reached.");
+    }
+  }
 }
 
-function named(name) {
-  return { "Idempotency-Key": name };
+async function documentOf(answer) {
+  return readExact(await answer.text());
 }
 
 async function problemOf(answer) {

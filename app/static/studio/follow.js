@@ -11,6 +11,7 @@ import { readExact } from "./exact_json.js";
 
 const MAX_STREAMS = 2;
 const LOOK_EVERY_MS = 1500;
+const SHORTEST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 8000;
 const ENDED = new Set(["succeeded", "failed", "canceled"]);
 
@@ -18,43 +19,22 @@ export function hasEnded(document) {
   return ENDED.has(document.status);
 }
 
-/** A function `follow(id, report, signal)` that resolves when the job has ended or is gone. */
-export function createFollower(api) {
-  let openStreams = 0;
+export class Follower {
+  #api;
+  #openStreams = 0;
 
-  /** Reads the stream as long as it lasts. True when the job came to its end. */
-  async function listen(id, report, signal) {
-    openStreams += 1;
-    try {
-      const answer = await api.events(id, signal);
-      for await (const { event, data } of serverSentEvents(answer.body)) {
-        report(event, readExact(data));
-        if (event === "end" || event === "gone") return true;
-        if (document.hidden) return false;
-      }
-      return false;
-    } finally {
-      openStreams -= 1;
-    }
+  constructor(api) {
+    this.#api = api;
   }
 
-  /** One look. True when the job came to its end. */
-  async function look(id, report, signal) {
-    const found = await api.job(id);
-    report(hasEnded(found) ? "end" : "status", found);
-    if (hasEnded(found)) return true;
-    report("progress", { ...(found.progress ?? { step: 0, steps: 0 }), ...shared(found) });
-    await pause(LOOK_EVERY_MS, signal);
-    return false;
-  }
-
-  async function follow(id, report, signal) {
-    let waitMs = 500;
+  /** Resolves when the job has ended or is gone; report(event, data) hears of everything on the way. */
+  async follow(id, report, signal) {
+    let waitMs = SHORTEST_WAIT_MS;
     while (!signal.aborted) {
-      const canListen = openStreams < MAX_STREAMS && !document.hidden;
+      const canListen = this.#openStreams < MAX_STREAMS && !document.hidden;
       try {
-        if (await (canListen ? listen : look)(id, report, signal)) return;
-        waitMs = 500;
+        if (await (canListen ? this.#listen(id, report, signal) : this.#look(id, report, signal))) return;
+        waitMs = SHORTEST_WAIT_MS;
       } catch (error) {
         if (signal.aborted) return;
         if (isGone(error)) return report("gone", { code: error.code, detail: error.message });
@@ -65,11 +45,33 @@ export function createFollower(api) {
       }
     }
   }
-  return follow;
-}
 
-function shared({ eta_s, queue_position }) {
-  return { eta_s, queue_position };
+  /** Reads the stream as long as it lasts. True when the job came to its end. */
+  async #listen(id, report, signal) {
+    this.#openStreams += 1;
+    try {
+      const answer = await this.#api.events(id, signal);
+      for await (const { event, data } of serverSentEvents(answer.body)) {
+        report(event, readExact(data));
+        if (event === "end" || event === "gone") return true;
+        if (document.hidden) return false;
+      }
+      return false;
+    } finally {
+      this.#openStreams -= 1;
+    }
+  }
+
+  /** One look. True when the job came to its end. */
+  async #look(id, report, signal) {
+    const found = await this.#api.job(id);
+    report(hasEnded(found) ? "end" : "status", found);
+    if (hasEnded(found)) return true;
+    const { eta_s, queue_position, progress } = found;
+    report("progress", { ...(progress ?? { step: 0, steps: 0 }), eta_s, queue_position });
+    await pause(LOOK_EVERY_MS, signal);
+    return false;
+  }
 }
 
 export function isGone(error) {

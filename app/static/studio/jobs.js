@@ -5,39 +5,88 @@
  */
 
 import { NetworkLost } from "./api.js";
-import { createFollower, hasEnded, isGone } from "./follow.js";
+import { Follower, hasEnded, isGone } from "./follow.js";
 
 const MOST_REMEMBERED = 300;
 const LOOKS_AT_ONCE = 2;
 
-/** onChange(job, what): what is "added", "progress", "state" or "removed". */
-export function createJobs(api, database, onChange) {
-  const jobs = new Map();
-  const follow = createFollower(api);
-  const followed = new Map();
+export class Jobs {
+  #api;
+  #database;
+  #onChange;
+  #follower;
+  #jobs = new Map();
+  #followed = new Map();
 
-  function remember(job) {
-    const { id, document, gone } = job;
-    database.jobs.put({ id, document, gone }).catch(() => {}); // a full disk costs the memory, not the picture
+  /** onChange(job, what): what is "added", "progress", "state" or "removed". */
+  constructor(api, database, onChange) {
+    this.#api = api;
+    this.#database = database;
+    this.#onChange = onChange;
+    this.#follower = new Follower(api);
   }
 
-  function begin(document, gone = null) {
-    const job = { id: document.id, document, gone, progress: null, preview: null, isLost: false };
-    jobs.set(job.id, job);
-    onChange(job, "added");
-    if (!hasEnded(document) && !gone) keepFollowing(job);
+  get(id) {
+    return this.#jobs.get(id);
+  }
+
+  get newest() {
+    return newestFirst([...this.#jobs.values()])[0];
+  }
+
+  /** A job that was just begun. */
+  add(document) {
+    const job = this.#begin(document);
+    this.#remember(job);
     return job;
   }
 
-  function keepFollowing(job) {
-    const controller = new AbortController();
-    followed.set(job.id, controller);
-    follow(job.id, (event, data) => note(job, event, data), controller.signal)
-      .catch((error) => note(job, "lost", { detail: error.message }))
-      .finally(() => followed.delete(job.id));
+  /** What was remembered; jobs that were not done are followed again. */
+  async load() {
+    const known = newestFirst(await this.#database.jobs.all());
+    known.slice(MOST_REMEMBERED).forEach(({ id }) => this.#forget(id));
+    const kept = known.slice(0, MOST_REMEMBERED).reverse();
+    const ended = kept.map(({ document, gone }) => this.#begin(document, gone)).filter(isKept);
+    Array.from({ length: LOOKS_AT_ONCE }, () => this.#lookAgain(ended));
   }
 
-  function note(job, event, data) {
+  async cancel(job) {
+    const document = await this.#api.remove(job.id);
+    if (document) this.#note(job, "end", document);
+  }
+
+  /** On the server and here. */
+  async erase(job) {
+    try {
+      if (!job.gone) await this.#api.remove(job.id);
+    } catch (error) {
+      if (!isGone(error)) throw error;
+    }
+    this.#forget(job.id);
+  }
+
+  markGone(job, detail) {
+    this.#note(job, "gone", { detail });
+  }
+
+  #begin(document, gone = null) {
+    const job = { id: document.id, document, gone, progress: null, preview: null, isLost: false };
+    this.#jobs.set(job.id, job);
+    this.#onChange(job, "added");
+    if (!hasEnded(document) && !gone) this.#follow(job);
+    return job;
+  }
+
+  #follow(job) {
+    const controller = new AbortController();
+    this.#followed.set(job.id, controller);
+    this.#follower
+      .follow(job.id, (event, data) => this.#note(job, event, data), controller.signal)
+      .catch(() => this.#note(job, "lost"))
+      .finally(() => this.#followed.delete(job.id));
+  }
+
+  #note(job, event, data) {
     const wasLost = job.isLost;
     job.isLost = event === "lost";
     if (event === "progress") job.progress = { ...data, at: performance.now() };
@@ -45,64 +94,35 @@ export function createJobs(api, database, onChange) {
     if (event === "status" || event === "end") job.document = data;
     if (event === "end") job.preview = null;
     if (event === "gone") job.gone = data.detail;
-    if (event === "end" || event === "gone") remember(job);
+    if (event === "end" || event === "gone") this.#remember(job);
     const isState = ["status", "end", "gone"].includes(event) || wasLost !== job.isLost;
-    onChange(job, isState ? "state" : "progress");
+    this.#onChange(job, isState ? "state" : "progress");
   }
 
-  function forget(id) {
-    const job = jobs.get(id);
-    followed.get(id)?.abort();
-    jobs.delete(id);
-    database.jobs.delete(id).catch(() => {});
-    database.sources.delete(id).catch(() => {});
-    if (job) onChange(job, "removed");
+  #remember({ id, document, gone }) {
+    this.#database.jobs.put({ id, document, gone }).catch(() => {}); // a full disk costs the memory, not the picture
+  }
+
+  #forget(id) {
+    const job = this.#jobs.get(id);
+    this.#followed.get(id)?.abort();
+    this.#jobs.delete(id);
+    this.#database.jobs.delete(id).catch(() => {});
+    this.#database.sources.delete(id).catch(() => {});
+    if (job) this.#onChange(job, "removed");
   }
 
   /** Looks whether the server still has what ended earlier; says so where it has not. */
-  async function lookAgain(ended) {
+  async #lookAgain(ended) {
     for (let job = ended.shift(); job; job = ended.shift()) {
       try {
-        note(job, "end", await api.job(job.id));
+        this.#note(job, "end", await this.#api.job(job.id));
       } catch (error) {
-        if (isGone(error)) note(job, "gone", { detail: error.message });
+        if (isGone(error)) this.markGone(job, error.message);
         else if (error instanceof NetworkLost) return;
       }
     }
   }
-
-  return {
-    get: (id) => jobs.get(id),
-    all: () => newestFirst([...jobs.values()]),
-    add(document) {
-      const job = begin(document);
-      remember(job);
-      return job;
-    },
-    forget,
-    markGone: (job, detail) => note(job, "gone", { detail }),
-    /** What was remembered; jobs that were not done are followed again. */
-    async load() {
-      const known = newestFirst(await database.jobs.all());
-      known.slice(MOST_REMEMBERED).forEach(({ id }) => forget(id));
-      const kept = known.slice(0, MOST_REMEMBERED).reverse();
-      const ended = kept.map(({ document, gone }) => begin(document, gone)).filter(isKept);
-      Array.from({ length: LOOKS_AT_ONCE }, () => lookAgain(ended));
-    },
-    async cancel(job) {
-      const document = await api.remove(job.id);
-      if (document) note(job, "end", document);
-    },
-    /** On the server and here. */
-    async erase(job) {
-      try {
-        if (!job.gone) await api.remove(job.id);
-      } catch (error) {
-        if (!isGone(error)) throw error;
-      }
-      forget(job.id);
-    },
-  };
 }
 
 /** Ids begin with their time. */

@@ -1,6 +1,6 @@
 /** The studio: makes its parts and lets them know of each other. Owns what follows from what, and nothing else. */
 
-import { createApi, pause, Problem, NetworkLost } from "./api.js";
+import { Api, NetworkLost, pause, Problem } from "./api.js";
 import { takesPicture } from "./catalogue.js";
 import { createConnection } from "./connection.js";
 import { openDatabase } from "./database.js";
@@ -14,8 +14,8 @@ import { hasEnded, isGone } from "./follow.js";
 import { Form } from "./form.js";
 import { createFormErrors } from "./form_errors.js";
 import { Gallery } from "./gallery.js";
-import { createJobs } from "./jobs.js";
-import { createKeyring } from "./key.js";
+import { Jobs } from "./jobs.js";
+import { Keyring } from "./key.js";
 import { SIDES } from "./margins.js";
 import { paintNoise } from "./noise.js";
 import { createNotices } from "./notices.js";
@@ -38,9 +38,9 @@ class Studio {
   #errors = createFormErrors();
   #stage = new Stage();
   #editor = new Editor();
-  #keyring = createKeyring();
+  #keyring = new Keyring();
   #connection = createConnection(() => this.#loadModels());
-  #api = createApi(this.#keyring, (isReached) => this.#connection.note(isReached));
+  #api = new Api(this.#keyring, (isReached) => this.#connection.note(isReached));
   #pictures = createPictures(this.#api);
   #gallery = new Gallery(this.#pictures, (id) => this.#open(this.#jobs.get(id)));
   #jobs;
@@ -52,7 +52,7 @@ class Studio {
 
   constructor(database) {
     this.#database = database;
-    this.#jobs = createJobs(this.#api, database, (job, what) => this.#note(job, what));
+    this.#jobs = new Jobs(this.#api, database, (job, what) => this.#note(job, what));
     this.#viewer = new Viewer(this.#pictures, (id) => database.sources.get(id), this.#actions());
     this.#source = createSource(database, () => this.#noteSource());
     this.#form = new Form(createSettings(), () => this.#noteForm());
@@ -73,7 +73,7 @@ class Studio {
     if (matchMedia("(max-width: 719px)").matches) byId("settings").open = false;
     await this.#source.restore();
     await this.#jobs.load();
-    const [newest] = this.#jobs.all();
+    const { newest } = this.#jobs;
     if (newest && this.#stage.view === "empty") this.#open(newest);
     await this.#loadModels();
     setInterval(() => document.hidden || this.#loadModels(), LOOK_FOR_CHANGES_MS);
@@ -257,7 +257,7 @@ class Studio {
     this.#pictures.forget(job.document);
     if (this.#viewer.job?.id !== job.id) return;
     this.#viewer.close();
-    const [newest] = this.#jobs.all();
+    const { newest } = this.#jobs;
     if (newest) this.#open(newest);
     else this.#stage.showJob(false);
   }

@@ -44,7 +44,10 @@ export function createChoices(listId, addId, { title, takesPicture }) {
     });
   }
 
-  byId(addId).addEventListener("click", () => change(() => chosen.push({ name: offered[0], weight: 1 })));
+  byId(addId).addEventListener("click", () => {
+    change(() => chosen.push({ name: offered[0], weight: 1 }));
+    list.lastElementChild.firstElementChild.focus();
+  });
   return {
     /** The names of a model; what was chosen and is not among them is dropped. */
     offer(names) {

@@ -32,6 +32,14 @@ export class Gallery {
     byId("gallery-empty").hidden = this.#tiles.size > 0;
   }
 
+  /** Asks again for what could not be fetched: whoever is in sight is told so anew. */
+  retry() {
+    for (const { item } of this.#tiles.values()) {
+      this.#sight.unobserve(item);
+      this.#sight.observe(item);
+    }
+  }
+
   choose(id) {
     this.#chosen = id;
     for (const [each, { button }] of this.#tiles) button.setAttribute("aria-current", String(each === id));
@@ -93,7 +101,7 @@ export class Gallery {
       const count = told.images.length > 1 && element("span", { class: "tile-count" }, String(told.images.length));
       tile.face.replaceChildren(...[element("img", { src: url, alt: "" }), count].filter(Boolean));
     } catch {
-      tile.isSeen = false; // shown when it comes into sight again; the viewer says what is wrong
+      tile.isSeen = false; // until it comes into sight again; the viewer says what is wrong
     }
   }
 }

@@ -43,6 +43,6 @@ function unquoted(value) {
 }
 
 /** A sampler's name as catalogues write it: "DPM++ 2M" is "dpmpp_2m". */
-export function folded(name) {
+function folded(name) {
   return name.trim().toLowerCase().replaceAll("++", "pp").replace(/[ -]/g, "_");
 }

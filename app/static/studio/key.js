@@ -10,6 +10,7 @@ export class Keyring {
   #input = byId("key");
   #key = sessionStorage.getItem(NAME) ?? localStorage.getItem(NAME) ?? "";
   #asked = null;
+  #isRefused = false;
 
   constructor() {
     byId("key-button").hidden = !this.#key;
@@ -24,8 +25,12 @@ export class Keyring {
     return this.#key;
   }
 
-  /** Opens the dialog; several refused requests share it. Resolves to whether a key was entered. */
+  /**
+   * Opens the dialog; several refused requests share it. Resolves to whether a key was entered. Once the user has said
+   * no, only they open it again: without a problem.
+   */
   ask(problem = null) {
+    if (problem && this.#isRefused) return false;
     this.#asked ??= new Promise((resolve) => {
       this.#open(problem?.code === "key_unknown");
       this.#dialog.addEventListener("close", () => resolve(this.#settle()), { once: true });
@@ -45,7 +50,8 @@ export class Keyring {
   #settle() {
     this.#asked = null;
     const entered = this.#input.value.trim();
-    if (this.#dialog.returnValue !== "use" || !entered) return false;
+    this.#isRefused = this.#dialog.returnValue !== "use" || !entered;
+    if (this.#isRefused) return false;
     this.#key = entered;
     localStorage.removeItem(NAME);
     sessionStorage.removeItem(NAME);

@@ -39,7 +39,7 @@ class Studio {
   #stage = new Stage();
   #editor = new Editor();
   #keyring = new Keyring();
-  #connection = createConnection(() => this.#loadModels());
+  #connection = createConnection(() => this.#return());
   #api = new Api(this.#keyring, (isReached) => this.#connection.note(isReached));
   #pictures = createPictures(this.#api);
   #gallery = new Gallery(this.#pictures, (id) => this.#open(this.#jobs.get(id)));
@@ -102,7 +102,10 @@ class Studio {
   #actions() {
     const goOn = (task) => (job, index) => this.#goOn(task, job, index);
     return {
-      cancel: (job) => this.#attempt(() => this.#jobs.cancel(job)),
+      cancel: (job) => this.#attempt(async () => {
+        await this.#jobs.cancel(job);
+        this.#viewer.focusActions();
+      }),
       again: (job, index) => this.#drawAgain(job, pictureRecipe(job.document, index)),
       vary: (job, index) => this.#drawAgain(job, { ...pictureRecipe(job.document, index), num_images: job.document.request.num_images, seed: null }),
       "image-to-image": goOn("image-to-image"),
@@ -125,6 +128,12 @@ class Studio {
       if (!(error instanceof Problem || error instanceof NetworkLost)) throw error;
       this.#notices.warn(error.message);
     }
+  }
+
+  /** The server is back. */
+  #return() {
+    this.#gallery.retry();
+    this.#loadModels();
   }
 
   // --- models ------------------------------------------------------------------------------------------------------
@@ -157,6 +166,7 @@ class Studio {
     if (!job) return;
     this.#open(job);
     this.#stage.comeIntoSight();
+    this.#notices.tell(`Drawing: ${shortened(jobTitle(job), 60)}`);
   }
 
   #drawExample(prompt) {
@@ -260,6 +270,7 @@ class Studio {
     const { newest } = this.#jobs;
     if (newest) this.#open(newest);
     else this.#stage.showJob(false);
+    byId(newest ? "viewer-title" : "prompt").focus();
   }
 
   /** Says once how a job ended that was begun or followed in this page. */

@@ -63,6 +63,11 @@ export class Viewer {
     this.#job = null;
   }
 
+  /** For who pressed a button that is gone by now. */
+  focusActions() {
+    this.#button("again").focus();
+  }
+
   /** Something about a job has changed; only the one that is open matters. */
   note(job, what) {
     if (job.id !== this.#job?.id) return;
@@ -213,6 +218,7 @@ export class Viewer {
   #choose(index) {
     this.#index = index;
     this.#show();
+    byId("viewer-strip").querySelector('[aria-pressed="true"]')?.focus(); // what was pressed is drawn anew
   }
 
   #showStrip(told, gone) {

@@ -169,6 +169,17 @@ def test_several_jobs_run_at_once_and_each_shows_its_own_pictures(studio: Studio
     assert studio.job(second["id"])["request"]["prompt"] == "a black cat"
 
 
+def test_of_many_jobs_the_one_on_show_is_followed_most_closely(studio: StudioPage) -> None:
+    studio.set(prompt="a red heart", num_inference_steps=LONG)
+    jobs = [studio.draw() for _ in range(5)]
+    expect(studio.find("img.preview")).to_be_visible()
+    expect(studio.find("#gallery-list .ring")).to_have_count(5)
+    for job in jobs[:4]:
+        studio.page.request.delete(f"{studio.url}/jobs/{job['id']}")
+    expect(studio.find("#gallery-list .ring")).to_have_count(1)
+    studio.page.click("#cancel")
+
+
 def test_same_again_is_the_same_picture_and_vary_another(studio: StudioPage) -> None:
     studio.set(prompt="a red heart", num_inference_steps=STEPS)
     drawn = studio.draw_to_the_end()

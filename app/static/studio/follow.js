@@ -2,14 +2,14 @@
  * Following a job to its end, whatever the network does.
  *
  * A browser opens six connections to a server at once, all tabs together. So a page holds a few event streams, and
- * looks at the other jobs every now and then; a hidden page only looks.
+ * looks at the other jobs every now and then; a hidden page only looks. One stream is kept for the job that is on show.
  */
 
 import { NetworkLost, pause, Problem } from "./api.js";
 import { serverSentEvents } from "./events.js";
 import { readExact } from "./exact_json.js";
 
-const MAX_STREAMS = 2;
+const MAX_STREAMS = 3;
 const LOOK_EVERY_MS = 1500;
 const SHORTEST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 8000;
@@ -21,19 +21,30 @@ export function hasEnded(document) {
 
 export class Follower {
   #api;
-  #openStreams = 0;
+  /** Id of a job -> what ends its stream. */
+  #streams = new Map();
+  #shown = null;
 
   constructor(api) {
     this.#api = api;
+  }
+
+  /** This job is on show now: its stream comes before those of others. */
+  show(id) {
+    if (this.#streams.size === MAX_STREAMS && !this.#streams.has(id)) this.#streams.get(this.#shown)?.abort();
+    this.#shown = id;
+  }
+
+  #canListen(id) {
+    return !document.hidden && this.#streams.size < (id === this.#shown ? MAX_STREAMS : MAX_STREAMS - 1);
   }
 
   /** Resolves when the job has ended or is gone; report(event, data) hears of everything on the way. */
   async follow(id, report, signal) {
     let waitMs = SHORTEST_WAIT_MS;
     while (!signal.aborted) {
-      const canListen = this.#openStreams < MAX_STREAMS && !document.hidden;
       try {
-        if (await (canListen ? this.#listen(id, report, signal) : this.#look(id, report, signal))) return;
+        if (await (this.#canListen(id) ? this.#listen(id, report, signal) : this.#look(id, report, signal))) return;
         waitMs = SHORTEST_WAIT_MS;
       } catch (error) {
         if (signal.aborted) return;
@@ -48,17 +59,21 @@ export class Follower {
 
   /** Reads the stream as long as it lasts. True when the job came to its end. */
   async #listen(id, report, signal) {
-    this.#openStreams += 1;
+    const stop = new AbortController();
+    this.#streams.set(id, stop);
     try {
-      const answer = await this.#api.events(id, signal);
+      const answer = await this.#api.events(id, AbortSignal.any([signal, stop.signal]));
       for await (const { event, data } of serverSentEvents(answer.body)) {
         report(event, readExact(data));
         if (event === "end" || event === "gone") return true;
         if (document.hidden) return false;
       }
       return false;
+    } catch (error) {
+      if (stop.signal.aborted) return false; // somebody else's turn
+      throw error;
     } finally {
-      this.#openStreams -= 1;
+      this.#streams.delete(id);
     }
   }
 

@@ -34,6 +34,11 @@ export class Jobs {
     return newestFirst([...this.#jobs.values()])[0];
   }
 
+  /** The job that is on show is followed most closely. */
+  show(id) {
+    this.#follower.show(id);
+  }
+
   /** A job that was just begun. */
   add(document) {
     const job = this.#begin(document);

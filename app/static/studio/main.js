@@ -249,6 +249,7 @@ class Studio {
 
   #open(job) {
     this.#viewer.open(job);
+    this.#jobs.show(job.id);
     this.#gallery.choose(job.id);
     this.#stage.showJob(true);
     this.#showSeed();

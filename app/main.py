@@ -34,7 +34,7 @@ from app.gate import Gate, problem_answer
 from app.metrics import HttpMetrics
 from app.replay_schemas import ReplayBody
 from app.room import Room
-from app.routes import admin, generate, health, jobs, models, reference, replay, webhooks
+from app.routes import admin, generate, health, jobs, models, reference, replay, studio, webhooks
 from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
 from app.security import KeyRing, load_keys
 from app.services import Services
@@ -56,7 +56,7 @@ from workers.webhooks import Webhooks
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
 _ROUTERS = (
     *(generate.router, replay.router, jobs.router, models.router, admin.router, health.router),
-    *(webhooks.router, reference.router),
+    *(webhooks.router, reference.router, studio.router),
 )
 
 

@@ -46,6 +46,12 @@ def test_the_wheel_has_the_bundled_models_byte_for_byte(wheel: zipfile.ZipFile) 
         assert wheel.getinfo(str(path.relative_to(ROOT))).file_size == path.stat().st_size
 
 
+def test_the_wheel_has_every_file_of_the_pages(wheel: zipfile.ZipFile) -> None:
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "app" / "static").rglob("*") if path.is_file()}
+    assert "app/static/studio/index.html" in files
+    assert files <= set(wheel.namelist())
+
+
 def test_the_wheel_carries_licence_and_notice(wheel: zipfile.ZipFile) -> None:
     names = {name.rpartition("/")[2] for name in wheel.namelist() if ".dist-info/licenses/" in name}
     assert names == {"LICENSE", "NOTICE"}

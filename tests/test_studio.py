@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -21,35 +18,12 @@ from playwright.sync_api import Browser, expect
 from app.main import create_app
 from app.routes.studio import STATIC
 from tests.http_kit import ALICE, KEYS, FakeWorker, encoded, serving, settings_for
-from tests.process_kit import Console
 from tests.studio_kit import PHONE, StudioPage, a_browser, static_files
 from workers.store import LocalStore
 
 STEPS = 4
 LONG = 400
 """Steps of a job that a test means to cancel."""
-
-
-@pytest.fixture(scope="module")
-def live_server() -> Iterator[str]:
-    """Address of a real server without keys, ready to draw."""
-    with tempfile.TemporaryDirectory(prefix="studio-") as folder:
-        words = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", folder]
-        with Console(words) as console:
-            url = console.wait_for(r"ready on (http://\S+)")[1]
-            reader = threading.Thread(target=read_on, args=(console,))
-            reader.start()
-            yield url
-            console.process.terminate()
-            reader.join()
-            assert console.process.wait() == 0
-
-
-def read_on(console: Console) -> None:
-    """Until the server ends: with a full pipe it would wait for room to say its next line."""
-    assert console.process.stderr is not None
-    while os.read(console.process.stderr.fileno(), 65536):
-        pass
 
 
 @pytest.fixture(scope="module")

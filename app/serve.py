@@ -192,7 +192,7 @@ class _Announcer:
         self._ask_at = now + _ASK_EVERY_S
         self._is_done, reason = self.ask(self.url)
         if self._is_done:
-            say(f"ready on {self.url} (how to use it: {self.url}/docs; to stop it: Ctrl-C)")
+            say(f"ready on {self.url} (open it to draw; the API: {self.url}/docs; to stop it: Ctrl-C)")
         elif reason != self._said:
             self._said = reason
             say(f"starting: {reason}")

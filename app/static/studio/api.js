@@ -77,10 +77,14 @@ export class Api {
     }
   }
 
-  /** The job's document when it was canceled, null when it was erased. */
-  async remove(id) {
-    const answer = await this.#request(`/jobs/${id}`, { method: "DELETE" });
-    return answer.status === 204 ? null : documentOf(answer);
+  /** The document of the job, canceled unless it had ended. */
+  async cancel(id) {
+    return documentOf(await this.#request(`/jobs/${id}/cancel`, { method: "POST" }));
+  }
+
+  /** Erases a job that has ended; cancels any other. */
+  async erase(id) {
+    await this.#request(`/jobs/${id}`, { method: "DELETE" });
   }
 
   /** The answer of a request that was not refused. Asks for a key where one is wanted. */

@@ -228,10 +228,21 @@ export class Editor {
     this.#margins.place(box);
   }
 
+  /** In its colour with light lines over it, so that it is seen on a picture of that colour, too. */
   #paintMask(context) {
+    const { width, height } = context.canvas;
+    const veil = new OffscreenCanvas(width, height).getContext("2d");
+    veil.setTransform(context.getTransform());
+    veil.drawImage(this.#mask.canvas, 0, 0);
+    veil.resetTransform();
+    veil.globalCompositeOperation = "source-atop";
+    veil.fillStyle = stripes(veil, "#fff", 0.9);
+    veil.fillRect(0, 0, width, height);
+    context.save();
+    context.resetTransform();
     context.globalAlpha = VEIL;
-    context.drawImage(this.#mask.canvas, 0, 0);
-    context.globalAlpha = 1;
+    context.drawImage(veil.canvas, 0, 0);
+    context.restore();
   }
 
   #paintCursor(context) {
@@ -259,12 +270,12 @@ export class Editor {
   }
 }
 
-/** A fill of slanting lines, for what is not there yet. */
-function stripes(context, colour) {
+/** A fill of slanting lines. */
+function stripes(context, colour, opacity = 0.35) {
   const tile = new OffscreenCanvas(10, 10);
   const pen = tile.getContext("2d");
   pen.strokeStyle = colour;
-  pen.globalAlpha = 0.35;
+  pen.globalAlpha = opacity;
   pen.lineWidth = 1.5;
   pen.beginPath();
   for (const shift of [-10, 0, 10]) {

@@ -56,14 +56,13 @@ export class Jobs {
   }
 
   async cancel(job) {
-    const document = await this.#api.remove(job.id);
-    if (document) this.#note(job, "end", document);
+    this.#note(job, "end", await this.#api.cancel(job.id));
   }
 
   /** On the server and here. */
   async erase(job) {
     try {
-      if (!job.gone) await this.#api.remove(job.id);
+      if (!job.gone) await this.#api.erase(job.id);
     } catch (error) {
       if (!isGone(error)) throw error;
     }

@@ -54,7 +54,8 @@ def test_every_option_of_generate_reaches_its_field(tmp_path: Path) -> None:
     upload.write_bytes(png(8, 8))
     words = "--steps 9 --size 64x128 --seed 5 --guidance 2.5 --negative blur --sampler euler --noise-schedule karras"
     words += f" --num-images 2 --image {upload} --strength 0.4 --format webp --model first --priority high"
-    words += " --plain --clip-skip 1 --guidance-rescale 0.7 --lora ink --lora gold:0.5"
+    words += " --plain --clip-skip 1 --guidance-rescale 0.7 --lora ink --lora gold:0.5 --deadline 60"
+    words += " --webhook https://hooks.example.org/pictures"
     body = request_body(options("a cat", *words.split()))
     assert body.pop("image")
     assert body == {
@@ -77,6 +78,8 @@ def test_every_option_of_generate_reaches_its_field(tmp_path: Path) -> None:
         "clip_skip": 1,
         "guidance_rescale": 0.7,
         "loras": [{"name": "ink"}, {"name": "gold", "weight": 0.5}],
+        "deadline_s": 60.0,
+        "webhook": {"url": "https://hooks.example.org/pictures"},
     }
 
 
@@ -146,6 +149,7 @@ def test_several_pictures_are_numbered() -> None:
         ["generate", "x", "--format", "gif"],
         ["generate", "x", "-n", "none"],
         ["generate", "x", "--guidance", "nan"],
+        ["generate", "x", "--deadline", "nan"],
         ["generate", "x", "--image", "x.png", "--strength", "inf"],
         ["generate", "x", "--image", "x.png", "--outpaint", "1,2,3"],
         ["generate", "x", "--image", "x.png", "--outpaint", "1,2,3,-4"],

@@ -39,8 +39,10 @@ def replay(options: argparse.Namespace) -> int:
     except OSError as error:
         return complain(f"{error.filename} cannot be used: {error.strerror}.", EXIT_SETTINGS)
     verdict = job.replay
-    lines = [json.dumps(job.document["replay"], indent=2)] if options.json else verdict_lines(options.file.name, verdict)
-    print("\n".join(lines))
+    if options.json:
+        print(json.dumps(job.document["replay"], indent=2))
+    else:
+        print("\n".join(verdict_lines(options.file.name, verdict)))
     return 0 if verdict.agrees else EXIT_FAILED
 
 

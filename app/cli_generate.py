@@ -147,18 +147,19 @@ def output_format(options: argparse.Namespace) -> str:
     """What --format says, else what the name of the output says, else png."""
     if options.format:
         return str(options.format)
-    ending = options.output.suffix.lower() if options.output else ""
+    ending = options.output.suffix.lower() if options.output and not options.output.is_dir() else ""
     if ending and ending not in _FORMATS:
         raise NotSaved(f"Pictures are png, jpeg or webp, not {ending}: name the output so, or give --format.")
     return _FORMATS.get(ending, "png")
 
 
 def output_paths(options: argparse.Namespace, count: int) -> list[Path]:
-    """One file per picture: the name itself for one, NAME-0, NAME-1, ... for several."""
-    output = options.output
-    if output is None:
+    """One file per picture: the name itself for one, NAME-0, NAME-1, ... for several. In a directory, and where nothing
+    was said, the prompt is the name."""
+    output = options.output or Path()
+    if output.is_dir():
         words = re.sub(r"[^\w]+", "-", options.prompt.lower()).strip("-")
-        output = Path((words[:60].rstrip("-") or "picture") + _ENDINGS[output_format(options)])
+        output /= (words[:60].rstrip("-") or "picture") + _ENDINGS[output_format(options)]
     elif not output.suffix:
         output = output.with_name(output.name + _ENDINGS[output_format(options)])
     if count == 1:

@@ -127,7 +127,8 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     add("prompt", type=_text, help="what to draw, in words the model knows")
     add(
         "-o", "--output", type=Path, metavar="FILE", help="file to write; its ending chooses the format. Several"
-        " pictures become FILE-0.png, FILE-1.png, ... Default: named after the prompt, in this directory",
+        " pictures become FILE-0.png, FILE-1.png, ... A directory (default: this one) gets a file named after the"
+        " prompt",
     )  # fmt: skip
     add(
         "--negative",

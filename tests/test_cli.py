@@ -134,6 +134,13 @@ def test_the_format_is_what_was_said_or_what_the_name_says(words: list[str], wan
     assert output_format(options("a cat", *words)) == wanted
 
 
+def test_a_directory_gets_files_named_after_the_prompt(tmp_path: Path) -> None:
+    folder = tmp_path / "v1.2"
+    folder.mkdir()
+    assert output_paths(options("A cat!", "-o", str(folder)), 1) == [folder / "a-cat.png"]
+    assert output_paths(options("", "-o", str(folder), "--format", "webp"), 1) == [folder / "picture.webp"]
+
+
 def test_several_pictures_are_numbered() -> None:
     assert output_paths(options("a cat", "-o", "d/cat.png"), 2) == [Path("d/cat-0.png"), Path("d/cat-1.png")]
     assert output_paths(options("a cat", "-o", "d/cat.png"), 1) == [Path("d/cat.png")]
@@ -240,6 +247,14 @@ def test_revoking_what_is_not_there_changes_nothing(tmp_path: Path, capsys: pyte
     before = (tmp_path / "keys").read_bytes()
     assert main(["keys", "revoke", "bob", "--data-dir", str(tmp_path)]) == 1
     assert (tmp_path / "keys").read_bytes() == before
+
+
+def test_settings_that_cannot_be_used_are_told_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DENOISED_PORT", "abc")
+    assert main(["keys", "list", "--data-dir", str(tmp_path)]) == 2
+    assert "DENOISED_PORT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tenant", ["", "two words", "a:b", "x" * 65, "#"])

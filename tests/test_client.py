@@ -745,25 +745,30 @@ async def test_a_stream_is_followed_while_other_things_are_done(server: ApiServe
 @pytest.mark.asyncio
 async def test_following_many_jobs_holds_up_no_other_call() -> None:
     document = json.dumps(UNKNOWN)
+    opened, connections = asyncio.Semaphore(0), []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):
+        connections.append(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while b"/events" not in await reader.readuntil(b"\r\n\r\n"):
                 writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(document)}\r\n\r\n{document}".encode())
             writer.write(f"HTTP/1.1 200 OK\r\n\r\ndata: {document}\n\n".encode())
             opened.release()
             await reader.read()  # open until the client hangs up
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
-    opened = asyncio.Semaphore(0)
     silent_server = await asyncio.start_server(answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{silent_server.sockets[0].getsockname()[1]}"
     less_than_silence_ends_s = 15
-    async with silent_server, AsyncClient(url) as client, asyncio.timeout(less_than_silence_ends_s):
-        waiting = [asyncio.create_task(client.wait("x")) for _ in range(101)]
-        for _ in waiting:
-            await opened.acquire()
-        assert (await client.job("x")).status == "queued"
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+    async with silent_server:
+        async with AsyncClient(url) as client, asyncio.timeout(less_than_silence_ends_s):
+            waiting = [asyncio.create_task(client.wait("x")) for _ in range(101)]
+            for _ in waiting:
+                await opened.acquire()
+            assert (await client.job("x")).status == "queued"
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*connections)

@@ -7,7 +7,7 @@ beyond the Problems it raises.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 import anyio.to_thread
@@ -114,6 +114,20 @@ async def _confirm_durable(services: Services, view: JobView) -> None:
         raise Problem("durability_unconfirmed", f"The job is {view.record.id}.", headers=where) from error
 
 
+async def choose_loaded(
+    services: Services, body: AnyBody, catalogue: Mapping[str, ModelEntry], default_model: str | None
+) -> ModelEntry:
+    """As `choose_model`; but what nobody serves while all workers are still loading may be served in a moment: Problem
+    `not_ready`, which clients repeat."""
+    try:
+        return choose_model(body, catalogue, default_model)
+    except Problem as problem:
+        beats = await services.on_board(services.board.beats)
+        if beats and all(beat.state == "loading" for beat in beats):
+            raise Problem("not_ready", "The workers are loading.") from problem
+        raise
+
+
 async def read_order(services: Services, tenant: str, payload: Payload) -> Order:
     """The order that a body of POST /generate is. Raises Problem."""
     require_no_files_but(payload, _UPLOAD_FIELDS)
@@ -121,7 +135,7 @@ async def read_order(services: Services, tenant: str, payload: Payload) -> Order
     check_priority(services, tenant, body.priority)
     webhook = webhook_of(services, body.webhook)
     catalogue = await services.on_board(services.board.catalogue)
-    entry = choose_model(body, catalogue, services.settings.default_model)
+    entry = await choose_loaded(services, body, catalogue, services.settings.default_model)
     await check_queue(services, tenant, entry)
     check_controls(body, entry)
     uploads = await _read_uploads(services, tenant, body, payload)

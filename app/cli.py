@@ -133,7 +133,7 @@ def _status(options: argparse.Namespace) -> int:
 def _keys(options: argparse.Namespace) -> int:
     from app.cli_keys import run
 
-    return run(options)
+    return _with_settings(lambda: run(options))
 
 
 _COMMANDS = {

@@ -50,7 +50,7 @@ _FIELDS = {
 }
 
 
-class _NotSaved(Exception):
+class NotSaved(Exception):
     """A picture or an upload could not be written or read; the message is a sentence."""
 
 
@@ -59,15 +59,15 @@ def generate(options: argparse.Namespace) -> int:
     progress = Progress(sys.stderr)
     try:
         body = request_body(options)
-        with _server(options, progress.say) as server, _patient_client(server, options, progress) as client:
+        with _server(options, progress.say) as server, patient_client(server, options, progress) as client:
             return _draw(client, body, options, progress)
-    except _NotSaved as error:
+    except NotSaved as error:
         return complain(str(error), EXIT_SETTINGS)
     except ClientError as error:
         return explain(error)
 
 
-def _patient_client(server: str, options: argparse.Namespace, progress: Progress) -> Client:
+def patient_client(server: str, options: argparse.Namespace, progress: Progress) -> Client:
     """Waits with a server that starts, and says so."""
     return Client(
         server, options.key, patience_s=_START_TIMEOUT_S, on_retry=lambda error, _: progress.say(f"waiting: {error}")
@@ -116,6 +116,8 @@ def request_body(options: argparse.Namespace) -> Request:
     if options.count != 1:
         body["num_images"] = options.count
     body["output_format"] = output_format(options)
+    if options.webhook is not None:
+        body["webhook"] = {"url": options.webhook}
     if options.image is not None:
         body |= {"task": "image-to-image", "image": _file(options.image, "--image")}
     if options.loras:
@@ -138,25 +140,26 @@ def _file(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _NotSaved(f"{option} {path} cannot be read: {error.strerror}.") from error
+        raise NotSaved(f"{option} {path} cannot be read: {error.strerror}.") from error
 
 
 def output_format(options: argparse.Namespace) -> str:
     """What --format says, else what the name of the output says, else png."""
     if options.format:
         return str(options.format)
-    ending = options.output.suffix.lower() if options.output else ""
+    ending = options.output.suffix.lower() if options.output and not options.output.is_dir() else ""
     if ending and ending not in _FORMATS:
-        raise _NotSaved(f"Pictures are png, jpeg or webp, not {ending}: name the output so, or give --format.")
+        raise NotSaved(f"Pictures are png, jpeg or webp, not {ending}: name the output so, or give --format.")
     return _FORMATS.get(ending, "png")
 
 
 def output_paths(options: argparse.Namespace, count: int) -> list[Path]:
-    """One file per picture: the name itself for one, NAME-0, NAME-1, ... for several."""
-    output = options.output
-    if output is None:
+    """One file per picture: the name itself for one, NAME-0, NAME-1, ... for several. In a directory, and where nothing
+    was said, the prompt is the name."""
+    output = options.output or Path()
+    if output.is_dir():
         words = re.sub(r"[^\w]+", "-", options.prompt.lower()).strip("-")
-        output = Path((words[:60].rstrip("-") or "picture") + _ENDINGS[output_format(options)])
+        output /= (words[:60].rstrip("-") or "picture") + _ENDINGS[output_format(options)]
     elif not output.suffix:
         output = output.with_name(output.name + _ENDINGS[output_format(options)])
     if count == 1:
@@ -165,22 +168,9 @@ def output_paths(options: argparse.Namespace, count: int) -> list[Path]:
 
 
 def _draw(client: Client, body: Request, options: argparse.Namespace, progress: Progress) -> int:
-    for path in output_paths(options, options.count):
-        if not path.parent.is_dir():
-            raise _NotSaved(f"There is no directory {path.parent} to write to. Make it first.")
-    key = str(uuid.uuid4())
-    job = None
-    try:
-        job = client.submit(body, idempotency_key=key)
-        job = client.wait(job, progress=progress.show)
-    except KeyboardInterrupt:
-        progress.end()
-        with contextlib.suppress(ClientError), Client(client.server, options.key, patience_s=0.0) as other:
-            # Without a job the answer had not come yet: the same key leads to the one that may be queued.
-            other.cancel(job or other.submit(body, idempotency_key=key))
-        return complain("canceled", EXIT_INTERRUPTED)
-    finally:
-        progress.end()
+    check_directory(output_paths(options, options.count)[0])
+    once = str(uuid.uuid4())
+    job = follow(client, lambda each: each.submit(body, idempotency_key=once), options.key, progress)
     for warning in job.warnings:
         progress.say(f"note: {warning}")
     if job.status != "succeeded":
@@ -190,12 +180,35 @@ def _draw(client: Client, body: Request, options: argparse.Namespace, progress: 
     return 0
 
 
+def check_directory(path: Path) -> None:
+    """Raises NotSaved when there is none for this file, before anything is drawn for it."""
+    if not path.parent.is_dir():
+        raise NotSaved(f"There is no directory {path.parent} to write to. Make it first.")
+
+
+def follow(client: Client, submit: Callable[[Client], Job], key: str | None, progress: Progress) -> Job:
+    """The job when it has ended. Ctrl-C cancels it. `submit` is called again then, if its answer had not come yet, and
+    has to lead to the same job."""
+    job = None
+    try:
+        job = submit(client)
+        return client.wait(job, progress=progress.show)
+    except KeyboardInterrupt:
+        progress.end()
+        with contextlib.suppress(ClientError), Client(client.server, key, patience_s=0.0) as other:
+            other.cancel(job or submit(other))
+        complain("canceled", EXIT_INTERRUPTED)
+        raise
+    finally:
+        progress.end()
+
+
 def _save(client: Client, job: Job, options: argparse.Namespace) -> None:
     for image, path in zip(job.images, output_paths(options, len(job.images)), strict=True):
         try:
             client.save(image, path)
         except OSError as error:
-            raise _NotSaved(
+            raise NotSaved(
                 f"{path} cannot be written: {error.strerror}. The picture waits at {client.server}{image.url}."
             ) from error
         print(f"{path}  {image.width}x{image.height}  seed {image.seed}", flush=True)

@@ -18,7 +18,7 @@ EXIT_HELP = """exit status:
   2    an option or a setting cannot be used
   3    no server answers
   4    the address cannot be listened on (is the port in use?)
-  130  ended by Ctrl-C; `generate` has canceled its job
+  130  ended by Ctrl-C; `generate` and `replay` have canceled their job
 """
 
 
@@ -127,7 +127,8 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     add("prompt", type=_text, help="what to draw, in words the model knows")
     add(
         "-o", "--output", type=Path, metavar="FILE", help="file to write; its ending chooses the format. Several"
-        " pictures become FILE-0.png, FILE-1.png, ... Default: named after the prompt, in this directory",
+        " pictures become FILE-0.png, FILE-1.png, ... A directory (default: this one) gets a file named after the"
+        " prompt",
     )  # fmt: skip
     add(
         "--negative",
@@ -200,7 +201,9 @@ def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add("--priority", choices=("high", "normal", "low"), help="which of your own waiting jobs goes first (default"
         " normal): low for bulk work, high for what you wait for")  # fmt: skip
-    add("--deadline", type=float, metavar="SECONDS", help="the pictures are of no use later; the job fails then")
+    add("--deadline", type=_finite, metavar="SECONDS", help="the pictures are of no use later; the job fails then")
+    add("--webhook", type=_text, metavar="URL", help="whom the server tells when the job has ended, also if this"
+        " command is cut off before: docs/webhooks.md")  # fmt: skip
     _add_server_options(generate)
 
 
@@ -316,6 +319,7 @@ def _text(text: str) -> str:
 
 
 def _key(text: str) -> str:
+    text = text.strip()
     if not (text.isascii() and text.isprintable()):
         raise argparse.ArgumentTypeError("a key has plain printable characters only")
     return text

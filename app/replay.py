@@ -18,6 +18,7 @@ from app.accept import (
     check_inpainting,
     check_priority,
     check_queue,
+    choose_loaded,
     held_upload,
     webhook_of,
     with_upload_marks,
@@ -27,7 +28,7 @@ from app.parts import JPEG, is_lossless
 from app.payload import Payload, require_no_files_but
 from app.recipes import ReadRecipe, about_recipe, read_recipe, recipe_in, served
 from app.replay_schemas import ReplayBody
-from app.resolve import Uploads, check_controls, choose_model, parse_body, resolve, schema_problem
+from app.resolve import Uploads, check_controls, parse_body, resolve, schema_problem
 from app.schemas import AnyBody, InpaintingBody
 from app.services import Services
 from app.uploads import MaskConvention, MaskUpload, Upload, decode_base64, known_upload, read_mask, read_upload
@@ -62,7 +63,7 @@ async def read_replay(services: Services, tenant: str, payload: Payload) -> Orde
     wanted = served(sent.recipe, catalogue)
     with about_recipe():
         drawing = parse_body(_as_body(wanted, body))
-        entry = choose_model(drawing, catalogue, None)
+        entry = await choose_loaded(services, drawing, catalogue, None)
         check_controls(drawing, entry)
     await check_queue(services, tenant, entry)
     uploads = await _find_uploads(services, tenant, wanted, sent)

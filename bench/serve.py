@@ -118,11 +118,11 @@ async def compare_ways(client: httpx2.AsyncClient, chance: random.Random, rounds
             if number >= 0:
                 seconds[name].append(took)
     result = {}
-    print(f"{'way':>11} {'median ms':>10} {'over native ms':>15}")
+    print(f"{'way':>12} {'median ms':>10} {'over native ms':>15}")
     for name, taken in seconds.items():
         over = statistics.median(one - native for one, native in zip(taken, seconds["native"], strict=True))
         result[name] = {"median_ms": 1000 * statistics.median(taken), "over_native_ms": 1000 * over}
-        print(f"{name:>11} {result[name]['median_ms']:10.2f} {result[name]['over_native_ms']:15.2f}")
+        print(f"{name:>12} {result[name]['median_ms']:10.2f} {result[name]['over_native_ms']:15.2f}")
     return {"rounds": rounds, "ways": result}
 
 

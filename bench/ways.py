@@ -42,10 +42,10 @@ async def draw_as_openai(client: httpx2.AsyncClient, body: dict[str, Any]) -> by
 async def draw_as_a1111(client: httpx2.AsyncClient, body: dict[str, Any]) -> bytes:
     """POST /sdapi/v1/txt2img; the picture is in the answer, as base64."""
     names = {"num_inference_steps": "steps", "guidance_scale": "cfg_scale", "sampler": "sampler_name"}
-    request = {names.get(name, name): value for name, value in body.items() if name != "model"}
+    fields = {names.get(name, name): value for name, value in body.items() if name != "model"}
     if "model" in body:
-        request["override_settings"] = {"sd_model_checkpoint": body["model"]}
-    answer = await client.post("/sdapi/v1/txt2img", json=request)
+        fields["override_settings"] = {"sd_model_checkpoint": body["model"]}
+    answer = await client.post("/sdapi/v1/txt2img", json=fields)
     answer.raise_for_status()
     return base64.b64decode(answer.json()["images"][0])
 
@@ -54,7 +54,7 @@ async def draw_as_replicate(client: httpx2.AsyncClient, body: dict[str, Any]) ->
     """POST /v1/predictions, waiting; the picture is in the answer, as a data URL."""
     names = {"num_images": "num_outputs", "sampler": "scheduler"}
     fields = {names.get(name, name): value for name, value in body.items() if name != "model"}
-    request = {"version": body["model"], "input": fields}
+    request = {"version": body.get("model", "pictogram"), "input": fields}
     answer = await client.post("/v1/predictions", json=request, headers=_WAIT)
     while True:
         answer.raise_for_status()
@@ -70,8 +70,8 @@ async def draw_as_replicate(client: httpx2.AsyncClient, body: dict[str, Any]) ->
 
 async def draw_as_hugging_face(client: httpx2.AsyncClient, body: dict[str, Any]) -> bytes:
     """POST /hf/text-to-image; the answer is the picture."""
-    parameters = {name: value for name, value in body.items() if name != "prompt"}
-    answer = await client.post("/hf/text-to-image", json={"inputs": body["prompt"], "parameters": parameters})
+    fields = {name: value for name, value in body.items() if name != "prompt"}
+    answer = await client.post("/hf/text-to-image", json={"inputs": body["prompt"], "parameters": fields})
     answer.raise_for_status()
     return answer.content
 
@@ -87,6 +87,6 @@ WAYS: Mapping[str, Draw] = {
     "openai": draw_as_openai,
     "a1111": draw_as_a1111,
     "replicate": draw_as_replicate,
-    "huggingface": draw_as_hugging_face,
+    "hugging-face": draw_as_hugging_face,
 }
 """By name; the dialects have their own."""

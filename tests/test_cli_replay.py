@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_a_recipe_can_be_sent_alone(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({}, "a.png: the same pixels, to the last bit, as strict promises"),
+        ({"contract": "standard"}, "a.png: the same pixels, to the last bit, more than standard promises"),
         ({"contract": None}, "a.png: the same pixels, to the last bit, though nothing promised it"),
         (
             {"exact": False, "contract": "standard", "max_difference": 1, "differing_pixels": 7},
@@ -117,7 +119,7 @@ def test_the_status_tells_whether_the_pixels_agree(
     recipe = recipe_of(request, 0, provenance_of_fake(request, 0))
     other.write_bytes(encode_picture(draw_fake(request, 1), "png", recipe).data)
     assert main(["replay", str(picture), "--server", server, "-o", str(again)]) == 0
-    assert capsys.readouterr().out == "a.png: the same pixels, to the last bit, as standard promises\n"
+    assert capsys.readouterr().out == "a.png: the same pixels, to the last bit, more than standard promises\n"
     assert again.read_bytes() == picture.read_bytes()
     assert main(["replay", str(other), "--server", server]) == 1
     assert "picture_changed" in capsys.readouterr().out
@@ -131,3 +133,23 @@ def test_the_status_tells_whether_the_pixels_agree(
 def test_a_file_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(tmp_path / "a.png")]) == 2
     assert "a.png cannot be used" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    words = ["replay", str(tmp_path / "a.png"), "-o", str(tmp_path / "no such" / "b.png")]
+    assert main([*words, "--server", "http://127.0.0.1:9"]) == 2
+    assert "There is no directory" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it is waited for"))
+    (tmp_path / "a.png").write_bytes(png())
+    with bind("127.0.0.1", 0) as listener:
+        url = url_of(listener)
+    assert main(["replay", str(tmp_path / "a.png"), "--server", url]) == 3
+    assert "denoised serve" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import httpx2
 import pytest
@@ -81,6 +82,27 @@ def test_an_address_that_nobody_can_have_is_told_at_once(server: str) -> None:
             kind(server)
 
 
+@pytest.mark.parametrize("key", ["schlüssel", "se\ncret"])
+def test_a_key_that_nobody_can_have_is_told_at_once_and_kept_secret(key: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(Unreachable, match="no key has") as told:
+            kind("http://x", key)
+        assert key not in repr(told.value)
+
+
+def test_a_key_may_end_with_the_line_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENOISED_API_KEY", "secret\n")
+    sent: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request.headers["Authorization"])
+        return httpx2.Response(200, json={"models": []})
+
+    with Client("http://x", transport=httpx2.MockTransport(answer)) as client:
+        client.models()
+    assert sent == ["Bearer secret"]
+
+
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -89,6 +111,13 @@ def test_the_request_has_the_fields_that_the_server_takes() -> None:
     assert set(Replay.__annotations__) == set(ReplayBody.model_fields)
     assert set(Lora.__annotations__) == set(LoraBody.model_fields)
     assert set(Control.__annotations__) == set(ControlBody.model_fields)
+    for name, field in form_schema()["properties"].items():
+        assert choices(get_type_hints(Request)[name]) == set(field.get("enum", ())), name
+
+
+def choices(hint: object) -> set[str]:
+    """The texts of a Literal; none of any other type."""
+    return set(get_args(hint)) if get_origin(hint) is Literal else set()
 
 
 def test_pictures_go_along_as_path_bytes_or_text(tmp_path: Path) -> None:
@@ -107,6 +136,8 @@ def test_pictures_go_along_as_path_bytes_or_text(tmp_path: Path) -> None:
     assert json.loads(replay_body_of(path)) == json.loads(replay_body_of(data)) == {"image": text}
     with pytest.raises(FileNotFoundError):
         body_of({"image": tmp_path / "nothing.png"})
+    with pytest.raises(TypeError, match="cannot hold a set"):
+        body_of({"prompt": {"a pear"}})  # type: ignore[typeddict-item]
 
 
 # --- documents -------------------------------------------------------------------------------------------------------
@@ -574,8 +605,12 @@ def test_a_picture_that_is_not_what_the_document_promises_is_refused(
         (tmp_path / "pear.png").write_bytes(b"what was here")
         with pytest.raises(PictureDamaged):
             client.save(dataclasses.replace(image, sha256="0" * 64), tmp_path / "pear.png")
-        with pytest.raises(FileNotFoundError):
-            client.save(image, tmp_path / "no such folder" / "pear.png")
+        missing = tmp_path / "no such folder" / "pear.png"
+        with pytest.raises(FileNotFoundError) as told:
+            client.save(image, missing)
+        assert told.value.filename == str(missing)
+        long_name = tmp_path / ("梨" * 80 + ".png")
+        client.save(image, long_name).unlink()
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("pear.png", b"what was here")]
 
 
@@ -705,3 +740,35 @@ async def test_a_stream_is_followed_while_other_things_are_done(server: ApiServe
             await client.wait(late, timeout_s=0.05)
         assert (await client.job(late)).status == "queued"
     assert [job.status for job in ended] == ["succeeded", "succeeded"]
+
+
+@pytest.mark.asyncio
+async def test_following_many_jobs_holds_up_no_other_call() -> None:
+    document = json.dumps(UNKNOWN)
+    opened, connections = asyncio.Semaphore(0), []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while b"/events" not in await reader.readuntil(b"\r\n\r\n"):
+                writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(document)}\r\n\r\n{document}".encode())
+            writer.write(f"HTTP/1.1 200 OK\r\n\r\ndata: {document}\n\n".encode())
+            opened.release()
+            await reader.read()  # open until the client hangs up
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    silent_server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{silent_server.sockets[0].getsockname()[1]}"
+    less_than_silence_ends_s = 15
+    async with silent_server:
+        async with AsyncClient(url) as client, asyncio.timeout(less_than_silence_ends_s):
+            waiting = [asyncio.create_task(client.wait("x")) for _ in range(101)]
+            for _ in waiting:
+                await opened.acquire()
+            assert (await client.job("x")).status == "queued"
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*connections)

@@ -14,6 +14,7 @@ import pytest
 from app.cli_options import parser
 from app.errors import ERRORS
 from app.main import create_app
+from app.schemas import JobDocument
 from app.settings import ApiSettings
 from models.errors import JOB_ERROR_CODES
 from workers.settings import WorkerSettings
@@ -50,6 +51,14 @@ def test_every_setting_has_its_heading_and_tells_how_to_choose(settings: type, g
     for name, field in settings.model_fields.items():
         assert generator.variable(name) in known
         assert field.description, f"{name} has no description"
+
+
+def test_every_field_of_a_job_has_its_row() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    section = page.partition("### The job document")[2].partition("\n### ")[0]
+    first_cells = re.findall(r"^\| ([^|]*)\|", section, re.MULTILINE)
+    rows = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert rows == set(JobDocument.model_fields)
 
 
 def test_every_route_has_its_heading() -> None:

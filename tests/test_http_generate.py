@@ -330,6 +330,20 @@ async def test_without_a_catalogue_there_is_nothing_to_check_against(redis_url, 
     assert is_untouched(redis_client, store)
 
 
+@pytest.mark.parametrize("body", [{"task": "upscale", "image": "AAAA"}, {"prompt": "a pear", "model": "second"}])
+async def test_what_may_be_served_once_the_workers_have_loaded_is_not_refused_for_good(
+    redis_url, redis_client, store, worker, body
+) -> None:
+    worker.beat("loading")
+    async with serving(redis_url, store) as client:
+        early = await client.post("/generate", json=body)
+        worker.beat("running")
+        late = await client.post("/generate", json=body)
+    assert (early.status_code, early.json()["code"], late.status_code) == (503, "not_ready", 422)
+    assert int(early.headers["retry-after"]) >= 1
+    assert is_untouched(redis_client, store)
+
+
 async def test_loras_are_named_in_their_field_in_the_prompt_or_in_a_form(redis_url, store, worker) -> None:
     async with serving(redis_url, store) as client:
         bodies = [

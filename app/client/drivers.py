@@ -256,10 +256,15 @@ def _server(server: str | None) -> str:
 
 
 def _options(server: str, key: str | None) -> dict[str, Any]:
-    key = key or os.environ.get("DENOISED_API_KEY")
+    """Raises Unreachable for a key that nobody can have, without telling it."""
+    key = (key or os.environ.get("DENOISED_API_KEY") or "").strip()  # a key out of a file ends with its line
+    if not (key.isascii() and key.isprintable()):
+        raise Unreachable("The key has characters that no key has. Give one that `denoised keys new` has printed.")
     host = httpx2.URL(server).host
     return {
         "base_url": server,
+        # Each job that is followed holds a connection; one more may not have to wait until a job has ended.
+        "limits": httpx2.Limits(max_connections=None, max_keepalive_connections=20),
         "headers": {"Authorization": f"Bearer {key}"} if key else {},
         # No proxy stands between this machine and itself.
         "trust_env": host not in ("localhost", "::1") and not host.startswith("127."),

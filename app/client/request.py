@@ -64,7 +64,7 @@ class Request(TypedDict, total=False):
     image: Picture
     strength: float | None
     mask_image: Picture | None
-    mask_convention: Literal["auto", "white", "transparent"]
+    mask_convention: Literal["auto", "white", "black", "transparent"]
     mask_blur: int
     padding_mask_crop: int | None
     outpaint_left: int
@@ -97,38 +97,24 @@ class Replay(TypedDict, total=False):
     webhook: Webhook | None
 
 
-def replay_body_of(replay: Replay | Picture) -> bytes:
-    """The replay as JSON; a picture alone is the one to draw again. Reads files: raises OSError."""
-    fields: dict[str, Any] = dict(replay) if isinstance(replay, Mapping) else {"image": replay}
-    for name in ("image", "init_image", "mask_image"):
-        if name in fields:
-            fields[name] = _text(fields[name])
-    if isinstance(fields.get("control_images"), (list, tuple)):
-        fields["control_images"] = [_text(picture) for picture in fields["control_images"]]
-    return json.dumps(fields).encode()
-
-
 def body_of(request: Request | str) -> bytes:
     """The request as JSON; a text alone is a prompt. Reads files: raises OSError."""
-    fields: dict[str, Any] = {"prompt": request} if isinstance(request, str) else dict(request)
-    for name in ("image", "mask_image"):
-        if name in fields:
-            fields[name] = _text(fields[name])
-    if isinstance(fields.get("controls"), (list, tuple)):
-        fields["controls"] = [_with_text(control) for control in fields["controls"]]
-    return json.dumps(fields).encode()
+    return _json({"prompt": request} if isinstance(request, str) else request)
 
 
-def _with_text(control: Any) -> Any:
-    if isinstance(control, Mapping) and "image" in control:
-        return {**control, "image": _text(control["image"])}
-    return control
+def replay_body_of(replay: Replay | Picture) -> bytes:
+    """The replay as JSON; a picture alone is the one to draw again. Reads files: raises OSError."""
+    return _json(replay if isinstance(replay, Mapping) else {"image": replay})
 
 
-def _text(picture: Any) -> Any:
-    """A picture as base64; what is no picture is left for the server to refuse."""
+def _json(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(fields), default=_base64).encode()
+
+
+def _base64(picture: object) -> str:
+    """A picture as text. JSON has everything else that the server takes."""
     if isinstance(picture, os.PathLike):
         picture = Path(picture).read_bytes()
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return base64.b64encode(picture).decode()
-    return picture
+    raise TypeError(f"A request cannot hold a {type(picture).__name__}.")

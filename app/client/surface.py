@@ -241,12 +241,15 @@ def _sha256(data: bytes) -> str:
 def _write(path: Path, data: bytes) -> None:
     """Whoever reads `path` meanwhile sees what was there before, or all of it."""
     path = path.resolve()  # where a link leads to
-    part = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:8]}.part")
+    part = path.with_name(f".{uuid.uuid4().hex}.part")  # whatever the length of its name
     try:
         with part.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # whoever reads this has never heard of the other
+        raise
     finally:
         part.unlink(missing_ok=True)

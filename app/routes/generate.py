@@ -47,7 +47,8 @@ POST_PROBLEMS = (
     *("image_too_large", "image_animated", "image_mode_unsupported", "upload_unknown", "idempotency_conflict"),
     *("queue_full", "mask_missing", "mask_empty", "mask_size_mismatch", "clip_skip_out_of_range"),
     *("noise_level_out_of_range", "lora_unknown", "control_unknown", "upscaler_unknown", "webhook_refused"),
-    *("redis_unavailable", "no_worker", "store_unavailable", "store_full", "durability_unconfirmed", "internal"),
+    *("redis_unavailable", "no_worker", "not_ready", "store_unavailable", "store_full", "durability_unconfirmed"),
+    "internal",
 )
 """What a job can be refused for."""
 

@@ -25,13 +25,6 @@ from bench.chaos.ledger import Ledger
 from bench.chaos.stage import MODEL, TENANTS, UPSCALER, Stage, key_of
 from workers.contract import key
 
-_ERASED: dict[str, Any] = {
-    "status": "canceled",
-    "error": None,
-    "images": [],
-    "resumed_from_step": None,
-    "reproducibility": None,
-}
 _ENDED = ("succeeded", "failed", "canceled")
 _STRICT_SHARE = 0.4
 _CANCEL_SHARE = 0.05
@@ -108,9 +101,7 @@ class Load:
         if job.is_canceled:
             await asyncio.sleep(self._dice.uniform(0, 3))
             self._ledger.canceled.add(document["id"])
-            answer = await self._request(http, "DELETE", path, job)
-            # 204: it had ended, and is erased now.
-            document = _ERASED | {"id": document["id"]} if answer.status_code == 204 else answer.json()
+            document = await self._ask(http, "POST", f"{path}/cancel", job)
         while document["status"] not in _ENDED:
             await asyncio.sleep(self._dice.uniform(0.2, 0.8))
             document = await self._ask(http, "GET", path, job)

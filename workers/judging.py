@@ -114,7 +114,7 @@ def _of_jpeg(recorded: Provenance, now: Provenance, contract: Reproducibility | 
         return _Finding(True, exact=True) if is_untouched else _Finding(False, reasons=(_changed(recorded, now),))
     if distance > _JPEG_TOLERANCE or contract == "strict":
         return _Finding(False)
-    return _Finding(True if distance <= _DECODER_TOLERANCE else None, reasons=(_reason("lossy_picture"),))
+    return _Finding(None, reasons=(_reason("lossy_picture"),))
 
 
 def _reason(code: str) -> Reason:

@@ -27,7 +27,7 @@ CONNECT_S = 3.0
 MAX_HOPS = 3
 MAX_ADDRESSES = 4
 MAX_ANSWER_BYTES = 16 * 1024
-"""Of one answer, with everything that comes before it: a receiver may send `100 Continue` without end, and each costs."""
+"""Of an answer with all that comes before it: a receiver may send `100 Continue` without end, and each costs."""
 _READ_BYTES = 4096
 _READ_S = 1.0
 _REDIRECTS = frozenset({307, 308})
@@ -140,7 +140,7 @@ async def _bound_what_is_read(event: str, told: dict[str, Any]) -> None:
     stream, left = told["return_value"], MAX_ANSWER_BYTES
     read = stream.read
 
-    async def read_within_bounds(max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read_within_bounds(max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 (not ours)
         nonlocal left
         if left <= 0:
             return b""

@@ -169,6 +169,8 @@ def test_a_bare_recipe_is_judged_by_its_digest_as_far_as_that_goes() -> None:
     assert verdict_on(drawn(), other).agrees is False
     verdict = verdict_on(drawn(), other, making=standard())
     assert (verdict.agrees, codes(verdict)) == (None, ["picture_missing"])
+    verdict = verdict_on(drawn(), other, making=MAKING.model_copy(update={"hardware": "NVIDIA H100"}))
+    assert (verdict.agrees, codes(verdict)) == (None, ["hardware_changed", "picture_missing"]), "it is 1 of 255 off"
 
 
 @pytest.mark.parametrize(("has_picture", "agrees"), [(True, True), (False, None)])

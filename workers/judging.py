@@ -84,7 +84,7 @@ def judge(original: Original, now: Provenance, pixels: np.ndarray, picture: np.n
 def _by_digest(recorded: Provenance, now: Provenance, contract: Reproducibility | None) -> _Finding:
     if recorded.pixels_sha256 == now.pixels_sha256:
         return _Finding(True, exact=True)
-    if recorded.pixels_sha256 is None or contract == "standard":
+    if recorded.pixels_sha256 is None or contract != "strict":
         return _Finding(None, reasons=(_reason("picture_missing"),))
     return _Finding(False)
 

@@ -214,6 +214,7 @@ BAD_BYTES: list[tuple[str, bytes, dict[str, str], str]] = [
     ("a list", b'["a"]', JSON, "json_invalid"),
     ("one key twice", b'{"prompt": "a", "seed": 1, "seed": 2}', JSON, "json_invalid"),
     ("one of very many keys twice", MANY_KEYS, JSON, "json_invalid"),
+    ("very many unknown fields", MANY_KEYS.replace(b'"59999": 0}', b'"last": 0}'), JSON, "json_invalid"),
     ("invalid UTF-8", b'{"prompt": "\xff\xfe"}', JSON, "json_invalid"),
     ("half a surrogate pair", b'{"prompt": "\\ud800"}', JSON, "json_invalid"),
     ("deep JSON", b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", JSON, "json_too_deep"),

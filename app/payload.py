@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from app.errors import Problem, field_problem
 
 MAX_DEPTH = 4
 """Bodies nest two levels (`loras`, `controls`, `webhook`); more, so that what nests deeper is told as a wrong field."""
+MAX_VALUES = 2000
+"""In JSON, at all levels: each that is wrong costs, and no body has more than some hundred."""
 MAX_FORM_FIELDS = 64
 MAX_FORM_FILES = 2
 """No task takes more than a picture and its mask; routes for which that is not so say otherwise."""
@@ -67,7 +70,8 @@ def form_value(name: str, text: str) -> Any:
     if name in _FORM_JSON:
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(text)
-            if isinstance(value, _FORM_JSON[name]) and not _is_deeper_than(value, MAX_DEPTH):
+            is_small = not _is_deeper_than(value, MAX_DEPTH) and not _has_more_values_than(value, MAX_VALUES)
+            if isinstance(value, _FORM_JSON[name]) and is_small:
                 return value
     if name in _FORM_BOOLEANS and text in ("true", "false"):
         return text == "true"
@@ -120,6 +124,8 @@ def parse_json(body: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
         raise Problem("json_invalid", "The body is no JSON object.")
     if _is_deeper_than(value, max_depth):
         raise Problem("json_too_deep", f"It nests more than {max_depth} levels.")
+    if _has_more_values_than(value, MAX_VALUES):
+        raise Problem("json_invalid", f"It has more than {MAX_VALUES} values.")
     if "\\u" in text:  # only an escape can spell half of a pair
         try:
             _canonical(value)
@@ -146,8 +152,8 @@ def _finite(token: str) -> float:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in result if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name in counts if counts[name] > 1)
         raise Problem("json_invalid", f"The key {json.dumps(twice[:80])} is there twice.")
     return result
 
@@ -155,15 +161,28 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _is_deeper_than(value: Any, limit: int) -> bool:
     level = [value]
     for _ in range(limit + 1):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
+        level = _inside(level)
         if not level:
             return False
     return True
+
+
+def _has_more_values_than(value: Any, limit: int) -> bool:
+    level, count = [value], 0
+    while level and count <= limit:
+        level = _inside(level)
+        count += len(level)
+    return count > limit
+
+
+def _inside(level: list[Any]) -> list[Any]:
+    """All values of the objects and lists of one level."""
+    return [
+        child
+        for parent in level
+        if isinstance(parent, dict | list)
+        for child in (parent.values() if isinstance(parent, dict) else parent)
+    ]
 
 
 # --- multipart -----------------------------------------------------------------------------------------------------

@@ -150,17 +150,25 @@ async def _find_uploads(services: Services, tenant: str, request: AnyRequest, se
     controls = tuple(control.image for control in request.controls)
     max_pixels = services.settings.max_upload_pixels
 
-    def read() -> dict[str, Upload]:
-        found = _sent_image(sent, image, max_pixels) | _sent_controls(sent.control_images, controls, max_pixels)
-        return found | _sent_mask(sent, mask, max_pixels)
+    def read() -> tuple[dict[str, Upload], MaskUpload | None]:
+        pictures = _sent_image(sent, image, max_pixels) | _sent_controls(sent.control_images, controls, max_pixels)
+        return pictures, _sent_mask(sent, mask, max_pixels)
 
-    found = await anyio.to_thread.run_sync(read, limiter=services.decoders)
-    for field, reference in (("init_image", image), ("mask_image", mask), *(("control_images", c) for c in controls)):
-        if reference is not None and reference not in found:
-            found[reference] = await _held(services, tenant, field, reference)
-    mask_upload = found.get(mask) if mask else None
-    assert mask_upload is None or isinstance(mask_upload, MaskUpload), "a mask was read as a picture. This is a bug."
-    return Uploads(found.get(image) if image else None, mask_upload, tuple(found[control] for control in controls))
+    found, mask_upload = await anyio.to_thread.run_sync(read, limiter=services.decoders)
+
+    async def find(field: str, reference: str) -> None:
+        if reference not in found:
+            found[reference] = known_upload(*await _held(services, tenant, field, reference))
+
+    if image is not None:
+        await find("init_image", image)
+    if mask is not None and mask_upload is None:
+        png, digest = await _held(services, tenant, "mask_image", mask)
+        held = await anyio.to_thread.run_sync(read_mask, png, max_pixels, "white", limiter=services.decoders)
+        mask_upload = replace(held, png=png, digest=digest)
+    for control in controls:
+        await find("control_images", control)
+    return Uploads(found[image] if image else None, mask_upload, tuple(found[control] for control in controls))
 
 
 def _names_of(request: AnyRequest) -> tuple[str | None, str | None]:
@@ -169,17 +177,14 @@ def _names_of(request: AnyRequest) -> tuple[str | None, str | None]:
     return image, request.mask_image if isinstance(request, InpaintingRequest) else None
 
 
-async def _held(services: Services, tenant: str, field: str, reference: str) -> Upload:
+async def _held(services: Services, tenant: str, field: str, reference: str) -> tuple[bytes, str]:
+    """The file and its digest. Raises Problem."""
     digest = reference.removeprefix("sha256:")
     png = await held_upload(services, tenant, digest)
     if png is None:
         what = f"The recipe names {reference}, which no job of yours holds any more. Send that picture in `{field}`."
         raise field_problem("upload_unknown", field, what)
-    if field != "mask_image":
-        return known_upload(png, digest)
-    max_pixels = services.settings.max_upload_pixels
-    mask = await anyio.to_thread.run_sync(read_mask, png, max_pixels, "white", limiter=services.decoders)
-    return replace(mask, png=png, digest=digest)
+    return png, digest
 
 
 def _sent_image(sent: _Sent, wanted: str | None, max_pixels: int) -> dict[str, Upload]:
@@ -195,12 +200,12 @@ def _sent_controls(sent: Sequence[bytes], wanted: Sequence[str], max_pixels: int
     return {upload.reference: _the_very(upload, wanted, name) for upload, name in uploads}
 
 
-def _sent_mask(sent: _Sent, wanted: str | None, max_pixels: int) -> dict[str, Upload]:
+def _sent_mask(sent: _Sent, wanted: str | None, max_pixels: int) -> MaskUpload | None:
     """The mask, whatever convention it was sent with the first time; it may have been the transparency of the
     picture."""
     data, name = (sent.mask_image, "mask_image") if sent.mask_image is not None else (sent.init_image, "init_image")
     if data is None or (name == "init_image" and wanted is None):
-        return {}
+        return None
     mask = None
     for convention in _CONVENTIONS if name == "mask_image" else _CONVENTIONS[2:]:
         try:
@@ -210,13 +215,13 @@ def _sent_mask(sent: _Sent, wanted: str | None, max_pixels: int) -> dict[str, Up
                 raise
             continue
         if mask.reference == wanted:
-            return {mask.reference: mask}
+            return mask
     if name == "init_image":
-        return {}
+        return None
     if mask is None:
         raise field_problem("mask_empty", name, "No pixel of the mask counts.")
     _the_very(mask, (wanted,), name)
-    return {}
+    return None
 
 
 def _the_very(upload: Upload, wanted: Sequence[str | None], field: str) -> Upload:

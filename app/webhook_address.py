@@ -27,7 +27,8 @@ _UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _TUNNELS = tuple(map(ipaddress.IPv6Network, ("2002::/16", "2001::/32")))
 """6to4 and Teredo: inside such an address is another one, and whoever forwards it decides where it leads."""
-_RELAYS = ipaddress.IPv4Network("192.88.99.0/24")
+_NOT_INTERNET = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")))
+"""Protocols' own addresses, with Oracle's metadata service; 6to4 relays; what Azure's hosts offer to their guests."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str], Awaitable[list[str]]]
@@ -105,6 +106,8 @@ def read_target(text: str, allowed: Allowed) -> Target:
 
 def _literal(host: str) -> Address | None:
     try:
+        if "%" in host:
+            raise ValueError("a zone is the server's own business")
         return ipaddress.ip_address(host)
     except ValueError:
         if not _NAME.fullmatch(host) or _ends_in_a_number(host):
@@ -149,7 +152,8 @@ def is_public(address: Address) -> bool:
     """
     address = _unwrapped(address)
     if isinstance(address, ipaddress.IPv4Address):
-        return address.is_global and not address.is_multicast and not address.is_reserved and address not in _RELAYS
+        is_special = address.is_multicast or address.is_reserved or any(address in network for network in _NOT_INTERNET)
+        return address.is_global and not is_special
     return address in _UNICAST and address.is_global and not any(address in network for network in _TUNNELS)
 
 

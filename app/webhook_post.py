@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2
 
@@ -25,6 +26,8 @@ CONNECT_S = 3.0
 """For one of several addresses."""
 MAX_HOPS = 3
 MAX_ADDRESSES = 4
+MAX_ANSWER_BYTES = 16 * 1024
+"""Of an answer with all that comes before it: a receiver may send `100 Continue` without end, and each costs."""
 _READ_BYTES = 4096
 _READ_S = 1.0
 _REDIRECTS = frozenset({307, 308})
@@ -120,7 +123,7 @@ class Courier:
             target.url.copy_with(host=str(address)),
             headers={**headers, "Host": target.url.netloc.decode(), "Connection": "close"},
             content=body,
-            extensions={"sni_hostname": target.host, "timeout": timeouts},
+            extensions={"sni_hostname": target.host, "timeout": timeouts, "trace": _bound_what_is_read},
         )
         response = await self._transport.handle_async_request(request)
         try:
@@ -128,6 +131,24 @@ class Courier:
         finally:
             await response.aclose()
         return response
+
+
+async def _bound_what_is_read(event: str, told: dict[str, Any]) -> None:
+    """Called by the transport for all that it does. A connection that is made ends after MAX_ANSWER_BYTES."""
+    if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+        return
+    stream, left = told["return_value"], MAX_ANSWER_BYTES
+    read = stream.read
+
+    async def read_within_bounds(max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 (not ours)
+        nonlocal left
+        if left <= 0:
+            return b""
+        data: bytes = await read(min(max_bytes, left), timeout)
+        left -= len(data)
+        return data
+
+    stream.read = read_within_bounds
 
 
 async def _read_a_little(response: httpx2.Response) -> None:
@@ -145,6 +166,6 @@ def _retry_after_s(header: str) -> float | None:
     """Seconds, or a date; None for anything else."""
     if header.isascii() and header.isdigit():
         return float(header[:9])
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     return None

@@ -38,7 +38,9 @@ JITTER = 0.2
 MAX_RETRY_AFTER_S = 3600.0
 PROGRESS_REST_S = 0.5
 LEASE_S = TIMEOUT_S + 10.0
-"""An attempt, and time to note how it went."""
+"""An attempt, with time to begin it and to note how it went."""
+BEGIN_S = 5.0
+"""Of the lease: an attempt that begins later might reach the receiver after what another process tells it."""
 ROUND_S = 1.0
 """Seconds between looks at what is due when no event tells to."""
 PAUSE_S = 0.02
@@ -115,6 +117,7 @@ class Sender:
         """Begins with everything that is due; returns seconds until the next is."""
         if len(self._under_way) >= SHARES.in_all:
             return ROUND_S
+        begin_by = time.monotonic() + BEGIN_S
         try:
             turns, next_in_s = await _in_thread(self.webhooks.take, SHARES, frozenset(self._under_way))
         except (RedisError, OSError) as error:
@@ -122,12 +125,12 @@ class Sender:
             return ROUND_S
         for turn in turns:
             self._under_way.add(turn)
-            tasks.create_task(self._take_turn(turn, mailbox))
+            tasks.create_task(self._take_turn(turn, begin_by, mailbox))
         return ROUND_S if next_in_s is None else next_in_s
 
-    async def _take_turn(self, turn: Turn, mailbox: Mailbox) -> None:
+    async def _take_turn(self, turn: Turn, begin_by: float, mailbox: Mailbox) -> None:
         try:
-            await self._tell(turn)
+            await self._tell(turn, begin_by)
         except (RedisError, OSError) as error:
             # The lease ends, and it is told again.
             self.log.warning("webhook not noted", job=turn.job_id, error=f"{type(error).__name__}: {error}")
@@ -137,14 +140,16 @@ class Sender:
             self._under_way.discard(turn)
             mailbox.post("status")
 
-    async def _tell(self, turn: Turn) -> None:
+    async def _tell(self, turn: Turn, begin_by: float) -> None:
         view = await _in_thread(self.board.get, turn.job_id)
         webhook = view.record.submission.webhook if view else None
         if view is None or webhook is None or webhook.dialect not in self.bodies:
             await _in_thread(self.webhooks.put_off, turn)  # erased, or from a newer version
             return
         message = next_message(view, webhook, turn.state)
-        if message is not None:
+        if message is not None and time.monotonic() > begin_by:
+            self.log.warning("webhook left to the next", job=turn.job_id)
+        elif message is not None:
             await self._deliver(turn, webhook, message)
         elif view.record.outcome is not None:
             await _in_thread(self.webhooks.end, turn, "told")

@@ -201,6 +201,8 @@ BAD_BODIES: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("1-bit PNG", image_body(encoded(Image.new("1", (8, 8)))), "image_mode_unsupported", "/image"),
 ]
 
+MANY_KEYS = b'{%s"59999": 0}' % b"".join(b'"%d": 0, ' % number for number in range(60_000))
+
 BAD_BYTES: list[tuple[str, bytes, dict[str, str], str]] = [
     ("NaN", b'{"prompt": "a", "guidance_scale": NaN}', JSON, "json_invalid"),
     ("infinity", b'{"prompt": "a", "guidance_scale": Infinity}', JSON, "json_invalid"),
@@ -211,6 +213,8 @@ BAD_BYTES: list[tuple[str, bytes, dict[str, str], str]] = [
     ("nothing", b"", JSON, "json_invalid"),
     ("a list", b'["a"]', JSON, "json_invalid"),
     ("one key twice", b'{"prompt": "a", "seed": 1, "seed": 2}', JSON, "json_invalid"),
+    ("one of very many keys twice", MANY_KEYS, JSON, "json_invalid"),
+    ("very many unknown fields", MANY_KEYS.replace(b'"59999": 0}', b'"last": 0}'), JSON, "json_invalid"),
     ("invalid UTF-8", b'{"prompt": "\xff\xfe"}', JSON, "json_invalid"),
     ("half a surrogate pair", b'{"prompt": "\\ud800"}', JSON, "json_invalid"),
     ("deep JSON", b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", JSON, "json_too_deep"),

@@ -296,6 +296,21 @@ async def test_a_mask_that_is_sent_again_is_known_whatever_its_convention(
     assert answer.json()["request"]["mask_image"] == recipe["mask_image"]
 
 
+async def test_one_upload_may_be_the_picture_the_mask_and_a_control(redis_url, store, worker) -> None:
+    async with serving(redis_url, store) as client:
+        recipe = await recipe_of_job(worker, await drawn_from(client, **INPAINTING))
+        mask, control = recipe["mask_image"], {"name": "edges", "weight": 1.0, "start": 0.0, "end": 1.0}
+        controlled = {**recipe, "controls": [{**control, "image": mask}]}
+        bodies: list[dict[str, Any]] = [{"recipe": {**recipe, "image": mask}}, {"recipe": controlled}]
+        bodies.append({"recipe": controlled, "mask_image": text_of(MASK)})
+        for body in bodies:
+            answer = await client.post("/replay", json=body)
+            assert answer.status_code == 202, answer.text
+            assert answer.json()["request"]["mask_image"] == mask
+        answer = await client.post("/replay", json={"recipe": {**recipe, "mask_image": recipe["image"]}})
+        assert_problem(answer, "mask_empty")
+
+
 WRONG = {
     "init_image": text_of(png(64, 64, (9, 9, 9))),
     "mask_image": text_of(encoded(Image.new("L", (64, 64), 255))),

@@ -22,6 +22,7 @@ from replicate.webhook import InvalidSignatureError, WebhookSigningSecret
 from replicate.webhook import Webhooks as Replicate
 
 from app import webhook_body, webhooks
+from app.events import Mailbox
 from app.settings import ApiSettings
 from tests.board_values import make_entry, make_submission
 from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, is_untouched, png, serving
@@ -32,7 +33,7 @@ from workers.connection import connect
 from workers.contract import Webhook, key
 from workers.embedded import ensure_server
 from workers.store import LocalStore
-from workers.webhooks import Shares, Webhooks
+from workers.webhooks import Shares, Turn, Webhooks
 
 HERE = {"webhook_allow": "127.0.0.0/8"}
 
@@ -496,6 +497,30 @@ async def test_what_a_process_had_in_hand_when_it_died_another_one_tells(redis_u
     async with serving(redis_url, store, **HERE):
         received = await next_of(receiver)
     assert received.json["data"]["id"] == dead.job_id == job_id
+
+
+@pytest.mark.asyncio
+async def test_who_was_held_up_for_most_of_its_lease_leaves_the_webhook_to_another(
+    redis_url, store, worker, receiver, monkeypatch
+) -> None:
+    """What it told now might come after what another one has told: a start after the end."""
+    begun: list[float] = []
+    take_turn = webhooks.Sender._take_turn
+
+    async def held_up(self: webhooks.Sender, turn: Turn, begin_by: float, mailbox: Mailbox) -> None:
+        assert time.monotonic() < begin_by <= time.monotonic() + webhooks.LEASE_S - webhooks.TIMEOUT_S
+        late = begin_by - 60.0 if not begun else begin_by
+        await take_turn(self, turn, late, mailbox)
+        begun.append(late)
+
+    monkeypatch.setattr(webhooks.Sender, "_take_turn", held_up)
+    async with serving(redis_url, store, **HERE) as client:
+        job = await post(client, receiver.url)
+        worker.draw(job["id"])
+        await until(lambda: begun)
+        assert (receiver.received, worker.client.hexists(key("webhook", job["id"]), "holder")) == ([], True)
+        worker.client.zadd(key("webhooks"), {job["id"]: 1.0})  # its lease is over
+        assert (await next_of(receiver)).type == "job.ended"
 
 
 def test_killed_with_redis_in_the_middle_of_it_both_come_back_and_tell(tmp_path: Path, receiver: FakeReceiver) -> None:

@@ -285,8 +285,37 @@ async def test_no_more_than_a_little_of_an_answer_is_read() -> None:
     assert sent < 2**26
 
 
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_what_comes_before_an_answer_has_an_end(certificate: Path, is_secure: bool) -> None:
+    sent = 0
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with socket.create_server(("127.0.0.1", 0)) as endless:
+
+        def pour() -> None:
+            nonlocal sent
+            try:
+                connection, _ = endless.accept()
+                with tls.wrap_socket(connection, server_side=True) if is_secure else connection as stream:
+                    stream.recv(65536)
+                    while sent < 2**24:
+                        sent += stream.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+            except OSError:
+                pass
+
+        thread = threading.Thread(target=pour)
+        thread.start()
+        url = f"{'https' if is_secure else 'http'}://127.0.0.1:{endless.getsockname()[1]}/"
+        believed = ssl.create_default_context(cafile=certificate)
+        assert "ended without an answer" in await reason(url, tls=believed)
+        thread.join()
+    assert sent < 2**24
+
+
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("30", 30.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0), ("soon", None), ("-1", None)]
+    ("header", "seconds"),
+    [("30", 30.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0), ("soon", None), ("-1", None)]
+    + [("Mon, 01 Jan 2020 00:00:00 +99999999999999", None)],
 )
 async def test_retry_after_is_read_as_seconds_or_a_date(
     receiver: FakeReceiver, header: str, seconds: float | None

@@ -171,8 +171,12 @@ def test_a_long_line_before_one_receiver_hides_nobody(line: Line) -> None:
     job_id = line.submit()
     line.worker.draw(job_id)
     busy = tuple(Turn(f"{number}", "t", "dead.test", "", WebhookState()) for number in range(4))
-    found = [turn.job_id for _ in range(3) for turn in line.take(under_way=busy)]
-    assert found == [job_id]
+    turns, next_in_s = line.webhooks.take(Shares(), busy)
+    assert (turns, next_in_s) == ([], 0), "there are more behind them"
+    turns, next_in_s = line.webhooks.take(Shares(), busy)
+    assert [turn.job_id for turn in turns] == [job_id]
+    assert next_in_s is not None
+    assert next_in_s > 0
 
 
 # --- leases ----------------------------------------------------------------------------------------------------------

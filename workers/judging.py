@@ -84,7 +84,7 @@ def judge(original: Original, now: Provenance, pixels: np.ndarray, picture: np.n
 def _by_digest(recorded: Provenance, now: Provenance, contract: Reproducibility | None) -> _Finding:
     if recorded.pixels_sha256 == now.pixels_sha256:
         return _Finding(True, exact=True)
-    if recorded.pixels_sha256 is None or contract == "standard":
+    if recorded.pixels_sha256 is None or contract != "strict":
         return _Finding(None, reasons=(_reason("picture_missing"),))
     return _Finding(False)
 
@@ -114,7 +114,7 @@ def _of_jpeg(recorded: Provenance, now: Provenance, contract: Reproducibility | 
         return _Finding(True, exact=True) if is_untouched else _Finding(False, reasons=(_changed(recorded, now),))
     if distance > _JPEG_TOLERANCE or contract == "strict":
         return _Finding(False)
-    return _Finding(True if distance <= _DECODER_TOLERANCE else None, reasons=(_reason("lossy_picture"),))
+    return _Finding(None, reasons=(_reason("lossy_picture"),))
 
 
 def _reason(code: str) -> Reason:

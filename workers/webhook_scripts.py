@@ -41,8 +41,10 @@ for _, job in ipairs(due) do
     table.insert(passed, job)
   end
 end
-if #due == scanned then  -- those behind them get their turn, too
+if #due == scanned then  -- those behind them get their turn, too, and at once
   for _, job in ipairs(passed) do redis.call('ZADD', KEYS[1], stamp(t + 1), job) end
+  taken[1] = '0'
+  return taken
 end
 local following = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. t, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if following[2] then taken[1] = tostring(tonumber(following[2]) - t) end

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import httpx2
 import numpy as np
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
@@ -27,7 +28,7 @@ _OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE_MS = 15_000
+PATIENCE_MS = 60_000
 DESKTOP = (1440, 900)
 PHONE = (360, 740)
 
@@ -38,6 +39,7 @@ def a_browser() -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, _PROGRAMS)), None)
     if program is None:
         pytest.skip(f"no Chromium here (looked for {', '.join(_PROGRAMS)})")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(_OPTIONS))
         yield browser
@@ -67,8 +69,16 @@ class StudioPage:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         foreign = [line for line in self.complaints if not any(re.search(each, line) for each in self.forgiven)]
         self.context.close()
+        self._leave_no_jobs()
         if kind is None:
             assert foreign == []
+
+    def _leave_no_jobs(self) -> None:
+        """What still runs when a test ends, or fails, would be before the next one's jobs."""
+        with httpx2.Client(base_url=self.url, trust_env=False) as client:
+            for status in ("queued", "running"):
+                for job in client.get("/jobs", params={"status": status, "limit": 100}).json().get("jobs", ()):
+                    client.post(f"{job['links']['self']}/cancel")
 
     def find(self, selector: str) -> Locator:
         return self.page.locator(selector)

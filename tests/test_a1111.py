@@ -29,6 +29,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.dialects.a1111 import bodies, extras, translate
 from app.dialects.a1111.infotext import values_of
@@ -36,6 +37,7 @@ from app.errors import ERRORS
 from app.main import create_app
 from models.request import TASKS
 from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, encoded, is_untouched, png, serving, settings_for
+from workers.board import JobBoard
 from workers.contract import JobView, SamplerEntry, key
 from workers.store import LocalStore
 
@@ -516,6 +518,26 @@ async def test_who_hangs_up_on_a_batch_has_all_of_it_canceled(client: httpx2.Asy
     messages.put_nowait({"type": "http.disconnect"})
     await call
     assert set((await statuses(client, {})).values()) == {"canceled"}
+
+
+@pytest.mark.asyncio
+async def test_a_batch_that_redis_interrupts_leaves_nothing_to_be_drawn(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, count = JobBoard.submit, 0
+
+    def cut_at_the_third(board: JobBoard, *args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise RedisConnectionError("The line is cut.")
+        return submit(board, *args)
+
+    monkeypatch.setattr(JobBoard, "submit", cut_at_the_third)
+    images = [{"data": base64_of(png(colour=(shade, 0, 0)))} for shade in (1, 2, 3)]
+    answer = await client.post(f"{ROOT}/extra-batch-images", json={"imageList": images, "upscaler_1": "big"})
+    assert (answer.status_code, answer.json()["error"]) == (503, "redis_unavailable")
+    assert list((await statuses(client, {})).values()) == ["canceled", "canceled"]
 
 
 # --- whose jobs ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,9 +16,10 @@ import httpx2
 import pytest
 import pytest_asyncio
 from fastapi import APIRouter, Request
+from redis.exceptions import ConnectionError as RedisConnectionError
 from starlette.responses import JSONResponse, Response
 
-from app import main
+from app import dialect, main
 from app.dialect import (
     Dialect,
     dialect_of,
@@ -32,6 +34,7 @@ from app.intake import parsed, queue_job, read_body
 from app.payload import Payload, read_payload
 from app.services import ServicesHere, TenantHere
 from tests.http_kit import ALICE, KEYS, FakeWorker, is_untouched, serving
+from workers.board import JobBoard
 from workers.store import LocalStore
 
 pytestmark = pytest.mark.asyncio
@@ -128,6 +131,26 @@ async def test_a_failed_and_a_canceled_job_are_told(client: httpx2.AsyncClient, 
     canceled = asyncio.create_task(client.post("/tiny/draw", json={"words": "a dog"}))
     await client.delete(f"/jobs/{await asyncio.to_thread(worker.next_job)}")
     assert (await canceled).status_code == 410
+
+
+async def test_who_waits_while_redis_is_away_gets_the_picture_when_it_is_back(
+    client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialect, "_LOOK_S", 0.01)
+    answer = asyncio.create_task(client.post("/tiny/draw", json={"words": "a cat"}))
+    job_id = await asyncio.to_thread(worker.next_job)
+    looks = threading.Semaphore(0)
+
+    def lost(_board: JobBoard, _job_id: str) -> None:
+        looks.release()
+        raise RedisConnectionError("The line is cut.")
+
+    with monkeypatch.context() as cut:
+        cut.setattr(JobBoard, "get", lost)
+        for _ in range(9):
+            await asyncio.to_thread(looks.acquire, timeout=2)
+    files = await asyncio.to_thread(worker.draw, job_id)
+    assert (await answer).content == files[0]
 
 
 async def test_who_hangs_up_has_the_job_canceled(client: httpx2.AsyncClient, worker: FakeWorker) -> None:

@@ -15,6 +15,7 @@ import io
 import json
 import socket
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,27 @@ async def test_the_answer_says_what_was_sent_and_what_was_drawn(client: httpx2.A
     assert (info["seed"], info["sampler_name"], info["sd_model_name"]) == (seed, "Euler a", "first")
     assert [picture_of(text).size for text in answer["images"]] == [(128, 64)] * 2
     assert info["job"] == view.record.id
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_a_picture_does_not_hold_the_one_that_was_sent(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
+    image = base64_of(encoded(Image.fromarray(noise), compress_level=0))
+    tracemalloc.start(20)
+    try:
+        call = asyncio.create_task(client.post(f"{ROOT}/img2img", json={"prompt": "a pear", "init_images": [image]}))
+        job_id = await asyncio.to_thread(worker.next_job)
+        await client.get("/jobs")  # the loop has been through the rest of the call
+        ours = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/app/*", all_frames=True)])
+    finally:
+        tracemalloc.stop()
+    assert max(trace.size for trace in ours.traces) < len(image) / 2
+    await asyncio.to_thread(worker.draw, job_id)
+    answer = (await call).json()
+    assert len(answer["images"]) == 1
+    assert answer["parameters"]["init_images"] is None
 
 
 @pytest.mark.asyncio

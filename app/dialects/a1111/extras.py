@@ -49,7 +49,7 @@ async def extra_single_image(request: Request, services: ServicesHere, _tenant: 
     """A picture enlarged."""
     _, body = await read(request, services, ExtraSingleImage)
     files, told = await _enlarged(request, services, body, [("image", body.image)])
-    return await answer(lambda: {"image": in_base64(files[0]), "html_info": told}, len(files[0]))
+    return await answer(lambda: {"image": in_base64(files[0]), "html_info": told})
 
 
 @router.post(f"{ROOT}/extra-batch-images")
@@ -62,7 +62,7 @@ async def extra_batch_images(request: Request, services: ServicesHere, _tenant: 
     def document() -> Any:
         return {"images": [in_base64(file) for file in files], "html_info": told}
 
-    return await answer(document, sum(map(len, files)))
+    return await answer(document)
 
 
 async def _enlarged(

@@ -50,7 +50,7 @@ _REPEATED = frozenset({408, 409, 429})
 
 @dataclass
 class OpenAttempt:
-    """One attempt while its request is answered. As a context it is renewed, and left or closed as it ends."""
+    """One attempt while its request is answered. As a context it is renewed, and withdrawn or left where it fails."""
 
     services: Services
     attempt: Attempt
@@ -64,11 +64,12 @@ class OpenAttempt:
     async def __aexit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """A refusal closes the order; after one that clients repeat, as after any other fault, it can be taken over. A
+        """A refusal withdraws it; after one that clients repeat, as after any other fault, it can be taken over. A
         cancellation comes with the end of this process: then the lease lapses by itself."""
         self._end_renewing()
         if isinstance(error, Problem) and not is_repeated(error):
-            await self.close()
+            with contextlib.suppress(RedisError):
+                await self.services.on_board(self.services.repeats.withdraw, self.attempt)
         elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
             await self.leave()
 

@@ -356,6 +356,20 @@ async def test_a_request_that_has_a_key_is_told_apart_by_it(client: httpx2.Async
 
 
 @pytest.mark.asyncio
+async def test_who_is_refused_under_a_name_in_use_changes_nothing_for_who_uses_it(
+    client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "GRACE_S", 0.05)
+    named = {"Idempotency-Key": "one"}
+    first = Sending(app_of(client), named)
+    (job,) = await jobs_of(client, 1)
+    assert (await client.post(PATH, json={"prompt": "a plum"}, headers=named)).status_code == 400
+    first.hang_up()
+    await first.task
+    assert view_of(worker, job["id"]).status == "canceled"
+
+
+@pytest.mark.asyncio
 async def test_repeats_are_the_tenants_own(redis_url: str, store: LocalStore, worker: FakeWorker) -> None:
     async with serving(redis_url, store, api_keys=KEYS) as client:
         lost = Sending(app_of(client), ALICE)

@@ -190,6 +190,25 @@ async def test_only_fields_are_renamed_and_nothing_else_that_looks_like_one() ->
     assert problem.errors[0].pointer == "/width"
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/hf/text-to-image", "POST"),
+        ("/sdapi/v1/txt2img", "POST"),
+        ("/sdapi/v1/options", "GET, POST"),
+        ("/v1/images/generations", "POST"),
+        ("/v1/files/x", "DELETE, GET"),
+        ("/v1/predictions", "GET, POST"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(
+    redis_url: str, store: LocalStore, worker: FakeWorker, path: str, methods: str
+) -> None:
+    async with serving(redis_url, store) as client:
+        answer = await client.put(path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, methods)
+
+
 async def test_every_path_has_at_most_one_dialect() -> None:
     dialects = installed_dialects()
     assert len({dialect.name for dialect in dialects}) == len(dialects)

@@ -35,6 +35,7 @@ from app.payload import Payload, read_payload
 from app.services import ServicesHere, TenantHere
 from tests.http_kit import ALICE, KEYS, FakeWorker, is_untouched, serving
 from workers.board import JobBoard
+from workers.contract import JobView
 from workers.store import LocalStore
 
 pytestmark = pytest.mark.asyncio
@@ -137,18 +138,25 @@ async def test_who_waits_while_redis_is_away_gets_the_picture_when_it_is_back(
     client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dialect, "_LOOK_S", 0.01)
+    get, looks, is_cut = JobBoard.get, threading.Semaphore(0), threading.Event()
+
+    def look(board: JobBoard, job_id: str) -> JobView | None:
+        looks.release()
+        if is_cut.is_set():
+            raise RedisConnectionError("The line is cut.")
+        return get(board, job_id)
+
+    async def see(count: int) -> None:
+        for _ in range(count):
+            await asyncio.to_thread(looks.acquire, timeout=2)
+
+    monkeypatch.setattr(JobBoard, "get", look)
     answer = asyncio.create_task(client.post("/tiny/draw", json={"words": "a cat"}))
     job_id = await asyncio.to_thread(worker.next_job)
-    looks = threading.Semaphore(0)
-
-    def lost(_board: JobBoard, _job_id: str) -> None:
-        looks.release()
-        raise RedisConnectionError("The line is cut.")
-
-    with monkeypatch.context() as cut:
-        cut.setattr(JobBoard, "get", lost)
-        for _ in range(9):
-            await asyncio.to_thread(looks.acquire, timeout=2)
+    await see(2)  # as it was queued, and as it is waited for
+    is_cut.set()
+    await see(9)
+    is_cut.clear()
     files = await asyncio.to_thread(worker.draw, job_id)
     assert (await answer).content == files[0]
 

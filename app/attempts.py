@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+import anyio.to_thread
 from fastapi import Request
 from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
@@ -49,7 +50,7 @@ _REPEATED = frozenset({408, 409, 429})
 
 @dataclass
 class OpenAttempt:
-    """One attempt while its request is answered. As a context it is renewed, and left or closed as it ends."""
+    """One attempt while its request is answered. As a context it is renewed, and withdrawn or left where it fails."""
 
     services: Services
     attempt: Attempt
@@ -63,11 +64,12 @@ class OpenAttempt:
     async def __aexit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """A refusal closes the order; after one that clients repeat, as after any other fault, it can be taken over. A
+        """A refusal withdraws it; after one that clients repeat, as after any other fault, it can be taken over. A
         cancellation comes with the end of this process: then the lease lapses by itself."""
         self._end_renewing()
         if isinstance(error, Problem) and not is_repeated(error):
-            await self.close()
+            with contextlib.suppress(RedisError):
+                await self.services.on_board(self.services.repeats.withdraw, self.attempt)
         elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
             await self.leave()
 
@@ -120,6 +122,7 @@ async def begin(request: Request, services: Services, payload: Payload, *, is_re
     payload: the body as it came. is_repeat: whether the client says that it has sent this before.
     """
     tenant = request.state.tenant
+    await anyio.to_thread.run_sync(lambda: payload.digest)  # of megabytes: not in the event loop
     given = idempotency_of(request.headers.get("idempotency-key"), payload)
     if given is not None:
         return OpenAttempt(services, await services.on_board(services.repeats.begin_named, tenant, given.key), given)
@@ -150,13 +153,18 @@ class LastingAnswer(Response):
         self._attempt = attempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._attempt:  # a slow line takes its time, and nobody takes the order over meanwhile
+            is_delivered = await self._deliver(receive, send)
+        await (self._attempt.close() if is_delivered else self._attempt.leave())
+
+    async def _deliver(self, receive: Receive, send: Send) -> bool:
         gone = asyncio.ensure_future(hung_up(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": self.body, "more_body": True})
             await asyncio.sleep(0)  # what the server has heard of the line by now is told
-            is_lost = gone.done()
+            is_delivered = not gone.done()
             await send({"type": "http.response.body", "body": b""})
         finally:
             gone.cancel()
-        await (self._attempt.leave() if is_lost else self._attempt.close())
+        return is_delivered

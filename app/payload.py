@@ -7,6 +7,7 @@ everything is text, has to read as numbers and booleans.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -42,9 +43,10 @@ class Payload:
     memo: Mapping[str, Any] = field(default_factory=dict)
     """What a dialect wants to tell again in its documents, as JSON values. Says nothing of what is to be drawn."""
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
-        """The same for two bodies that say the same, whatever their spaces, key order or part boundary."""
+        """The same for two bodies that say the same, whatever their spaces, key order or part boundary. Of a large one
+        it takes its time: ask first in a thread."""
         files = {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()}
         return hashlib.sha256(_canonical({"fields": self.fields, "files": files})).hexdigest()
 

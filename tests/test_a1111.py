@@ -15,6 +15,7 @@ import io
 import json
 import socket
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.dialects.a1111 import bodies, extras, translate
 from app.dialects.a1111.infotext import values_of
@@ -36,6 +38,7 @@ from app.errors import ERRORS
 from app.main import create_app
 from models.request import TASKS
 from tests.http_kit import ALICE, BOB, ENTRY, KEYS, FakeWorker, encoded, is_untouched, png, serving, settings_for
+from workers.board import JobBoard
 from workers.contract import JobView, SamplerEntry, key
 from workers.store import LocalStore
 
@@ -231,6 +234,27 @@ async def test_the_answer_says_what_was_sent_and_what_was_drawn(client: httpx2.A
     assert (info["seed"], info["sampler_name"], info["sd_model_name"]) == (seed, "Euler a", "first")
     assert [picture_of(text).size for text in answer["images"]] == [(128, 64)] * 2
     assert info["job"] == view.record.id
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_a_picture_does_not_hold_the_one_that_was_sent(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
+    image = base64_of(encoded(Image.fromarray(noise), compress_level=0))
+    tracemalloc.start(20)
+    try:
+        call = asyncio.create_task(client.post(f"{ROOT}/img2img", json={"prompt": "a pear", "init_images": [image]}))
+        job_id = await asyncio.to_thread(worker.next_job)
+        await client.get("/jobs")  # the loop has been through the rest of the call
+        ours = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/app/*", all_frames=True)])
+    finally:
+        tracemalloc.stop()
+    assert max(trace.size for trace in ours.traces) < len(image) / 2
+    await asyncio.to_thread(worker.draw, job_id)
+    answer = (await call).json()
+    assert len(answer["images"]) == 1
+    assert answer["parameters"]["init_images"] is None
 
 
 @pytest.mark.asyncio
@@ -516,6 +540,26 @@ async def test_who_hangs_up_on_a_batch_has_all_of_it_canceled(client: httpx2.Asy
     messages.put_nowait({"type": "http.disconnect"})
     await call
     assert set((await statuses(client, {})).values()) == {"canceled"}
+
+
+@pytest.mark.asyncio
+async def test_a_batch_that_redis_interrupts_leaves_nothing_to_be_drawn(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, count = JobBoard.submit, 0
+
+    def cut_at_the_third(board: JobBoard, *args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise RedisConnectionError("The line is cut.")
+        return submit(board, *args)
+
+    monkeypatch.setattr(JobBoard, "submit", cut_at_the_third)
+    images = [{"data": base64_of(png(colour=(shade, 0, 0)))} for shade in (1, 2, 3)]
+    answer = await client.post(f"{ROOT}/extra-batch-images", json={"imageList": images, "upscaler_1": "big"})
+    assert (answer.status_code, answer.json()["error"]) == (503, "redis_unavailable")
+    assert list((await statuses(client, {})).values()) == ["canceled", "canceled"]
 
 
 # --- whose jobs ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,9 +16,10 @@ import httpx2
 import pytest
 import pytest_asyncio
 from fastapi import APIRouter, Request
+from redis.exceptions import ConnectionError as RedisConnectionError
 from starlette.responses import JSONResponse, Response
 
-from app import main
+from app import dialect, main
 from app.dialect import (
     Dialect,
     dialect_of,
@@ -32,6 +34,8 @@ from app.intake import parsed, queue_job, read_body
 from app.payload import Payload, read_payload
 from app.services import ServicesHere, TenantHere
 from tests.http_kit import ALICE, KEYS, FakeWorker, is_untouched, serving
+from workers.board import JobBoard
+from workers.contract import JobView
 from workers.store import LocalStore
 
 pytestmark = pytest.mark.asyncio
@@ -130,6 +134,33 @@ async def test_a_failed_and_a_canceled_job_are_told(client: httpx2.AsyncClient, 
     assert (await canceled).status_code == 410
 
 
+async def test_who_waits_while_redis_is_away_gets_the_picture_when_it_is_back(
+    client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialect, "_LOOK_S", 0.01)
+    get, looks, is_cut = JobBoard.get, threading.Semaphore(0), threading.Event()
+
+    def look(board: JobBoard, job_id: str) -> JobView | None:
+        looks.release()
+        if is_cut.is_set():
+            raise RedisConnectionError("The line is cut.")
+        return get(board, job_id)
+
+    async def see(count: int) -> None:
+        for _ in range(count):
+            await asyncio.to_thread(looks.acquire, timeout=2)
+
+    monkeypatch.setattr(JobBoard, "get", look)
+    answer = asyncio.create_task(client.post("/tiny/draw", json={"words": "a cat"}))
+    job_id = await asyncio.to_thread(worker.next_job)
+    await see(2)  # as it was queued, and as it is waited for
+    is_cut.set()
+    await see(9)
+    is_cut.clear()
+    files = await asyncio.to_thread(worker.draw, job_id)
+    assert (await answer).content == files[0]
+
+
 async def test_who_hangs_up_has_the_job_canceled(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
     app: Any = client._transport.app  # type: ignore[attr-defined]
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -165,6 +196,25 @@ async def test_only_fields_are_renamed_and_nothing_else_that_looks_like_one() ->
     assert renamed.errors[0].pointer == "/size"
     assert renamed.detail.startswith("`size` 9 is no multiple of 8; the width is in pixels.")
     assert problem.errors[0].pointer == "/width"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/hf/text-to-image", "POST"),
+        ("/sdapi/v1/txt2img", "POST"),
+        ("/sdapi/v1/options", "GET, POST"),
+        ("/v1/images/generations", "POST"),
+        ("/v1/files/x", "DELETE, GET"),
+        ("/v1/predictions", "GET, POST"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(
+    redis_url: str, store: LocalStore, worker: FakeWorker, path: str, methods: str
+) -> None:
+    async with serving(redis_url, store) as client:
+        answer = await client.put(path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, methods)
 
 
 async def test_every_path_has_at_most_one_dialect() -> None:

@@ -97,6 +97,13 @@ async def client(redis_url: str, store: LocalStore, worker: FakeWorker) -> Async
         ("text-to-image", {"inputs": "a", "parameters": {"prompt": "b"}}, "field_invalid", "/prompt"),
         ("text-to-image", {"inputs": "a", "parameters": {"target_size": 7}}, "field_invalid", "/target_size"),
         ("text-to-image", {"inputs": "a", "parameters": 7}, "field_invalid", "/parameters"),
+        ("text-to-image", {"inputs": "a", "parameters": {"task": "upscale"}}, "field_unknown", "/task"),
+        (
+            "text-to-image",
+            {"inputs": "a", "parameters": {"scheduler": "lcm", "sampler": "euler"}},
+            "field_invalid",
+            "/scheduler",
+        ),
         ("text-to-image", {"inputs": "a", "music": 1}, "field_unknown", "/music"),
         ("text-to-image", {}, "field_invalid", "/inputs"),
         ("to-music", {"inputs": "a"}, "task_unavailable", "/task"),
@@ -124,6 +131,39 @@ async def test_the_answer_names_the_seed_and_the_job_and_a_repeat_is_the_same_jo
         assert answer.content == files[0]
         assert answer.headers["content-type"] == "image/png"
         assert (answer.headers["x-seed"], answer.headers["x-job-id"]) == ("7", job_id)
+
+
+@pytest.mark.asyncio
+async def test_a_file_that_no_field_takes_is_refused(
+    client: httpx2.AsyncClient, worker: FakeWorker, store: LocalStore
+) -> None:
+    answer = await client.post("/hf/text-to-image", data={"inputs": "a cat"}, files={"mask_image": png()})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/mask_image")
+    assert is_untouched(worker.client, store)
+
+
+@pytest.mark.asyncio
+async def test_a_repeat_gets_the_named_job_of_a_client_that_hung_up(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
+    app: Any = client._transport.app  # type: ignore[attr-defined]
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": b'{"inputs": "a cat"}', "more_body": False})
+    fields = {"host": "localhost", "content-type": "application/json", "idempotency-key": "once"}
+    headers = [(name.encode(), value.encode()) for name, value in fields.items()]
+    scope = {"type": "http", "method": "POST", "path": "/hf/text-to-image", "headers": headers, "query_string": b""}
+
+    async def send(_message: Any) -> None:
+        pass
+
+    lost = asyncio.create_task(app(scope, messages.get, send))
+    job_id = await asyncio.to_thread(worker.next_job)
+    messages.put_nowait({"type": "http.disconnect"})
+    await lost
+    again = {"Idempotency-Key": "once"}
+    repeat = asyncio.create_task(client.post("/hf/text-to-image", json={"inputs": "a cat"}, headers=again))
+    files = await asyncio.to_thread(worker.draw, job_id)
+    assert (await repeat).content == files[0]
 
 
 @pytest.mark.asyncio

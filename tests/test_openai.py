@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -108,6 +109,23 @@ async def test_its_words_become_our_fields(client: httpx2.AsyncClient, worker: F
     assert [item["seed"] for item in document["data"]] == [7, 8]
     assert (document["size"], document["background"], document["output_format"]) == ("128x64", "opaque", "webp")
     assert (await client.get(f"/jobs/{document['id']}")).json()["status"] == "succeeded"
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_an_edit_does_not_hold_its_picture(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
+    image = encoded(Image.fromarray(noise), compress_level=0)
+    tracemalloc.start()
+    try:
+        call = asyncio.ensure_future(client.post(EDITS, data=PEAR, files={"image": image}))
+        job_id = await asyncio.to_thread(worker.next_job)
+        await client.get("/jobs")  # the loop has been through the rest of the call
+        ours = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/app/*")])
+    finally:
+        tracemalloc.stop()
+    assert sum(trace.size for trace in ours.traces) < len(image) / 2
+    await asyncio.to_thread(worker.draw, job_id)
+    assert (await call).status_code == 200
 
 
 @pytest.mark.asyncio

@@ -120,8 +120,11 @@ def test_what_was_left_too_long_ago_is_nobodys(pools: Repeats, monkeypatch: pyte
 class Sending:
     """One request that its client can drop: what a server hears when a connection closes."""
 
-    def __init__(self, app: Any, headers: dict[str, str], *, hangs_up_at: str = "") -> None:
-        """hangs_up_at: kind of message of the answer that the client is gone at."""
+    def __init__(self, app: Any, headers: dict[str, str], *, hangs_up_at: str = "", stops_at: str = "") -> None:
+        """hangs_up_at: kind of message of the answer that the client is gone at; stops_at: that it takes its time for.
+
+        It takes it until `goes_on` is set."""
+        self._stops_at, self.stopped, self.goes_on = stops_at, asyncio.Event(), asyncio.Event()
         self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._messages.put_nowait({"type": "http.request", "body": json.dumps(PEAR).encode(), "more_body": False})
         self._hangs_up_at = hangs_up_at
@@ -138,6 +141,9 @@ class Sending:
     async def _send(self, message: Any) -> None:
         if message["type"] == self._hangs_up_at:
             self.hang_up()
+        if message["type"] == self._stops_at:
+            self.stopped.set()
+            await self.goes_on.wait()
 
     def hang_up(self) -> None:
         self._messages.put_nowait({"type": "http.disconnect"})
@@ -171,6 +177,17 @@ async def until_left(worker: FakeWorker) -> None:
     while True:
         left = [worker.client.zcount(name, "-inf", now_of(worker)) for name in worker.client.keys(key("repeats", "*"))]
         if any(left):
+            return
+        await asyncio.sleep(0.01)
+
+
+async def until_renewed(worker: FakeWorker) -> None:
+    """Until the one attempt that there is has a newer lease."""
+    (pool,) = worker.client.keys(key("repeats", "*"))
+    ((_, first_until_s),) = worker.client.zrange(pool, 0, -1, withscores=True)
+    while True:
+        ((_, until_s),) = worker.client.zrange(pool, 0, -1, withscores=True)
+        if until_s > first_until_s:
             return
         await asyncio.sleep(0.01)
 
@@ -271,6 +288,22 @@ async def test_an_answer_that_meets_a_closed_line_is_not_delivered(
 
 
 @pytest.mark.asyncio
+async def test_an_answer_that_takes_long_to_be_sent_is_still_waited_for(
+    client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "RENEW_S", 0.01)
+    slow = Sending(app_of(client), {}, stops_at="http.response.body")
+    (job,) = await jobs_of(client, 1)
+    await asyncio.to_thread(worker.draw, job["id"])
+    await slow.stopped.wait()
+    await until_renewed(worker)
+    slow.hang_up()
+    slow.goes_on.set()
+    await slow.task
+    assert (await post(client, **AGAIN)).json()["id"] == job["id"]
+
+
+@pytest.mark.asyncio
 async def test_the_job_of_who_does_not_come_back_is_canceled(
     client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +353,20 @@ async def test_a_request_that_has_a_key_is_told_apart_by_it(client: httpx2.Async
     assert (await post(client, **named, **AGAIN)).json()["id"] == job["id"]
     other = await client.post(PATH, json={"prompt": "a plum"}, headers=named)
     assert (other.status_code, other.json()["error"]["code"]) == (400, "idempotency_conflict")
+
+
+@pytest.mark.asyncio
+async def test_who_is_refused_under_a_name_in_use_changes_nothing_for_who_uses_it(
+    client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "GRACE_S", 0.05)
+    named = {"Idempotency-Key": "one"}
+    first = Sending(app_of(client), named)
+    (job,) = await jobs_of(client, 1)
+    assert (await client.post(PATH, json={"prompt": "a plum"}, headers=named)).status_code == 400
+    first.hang_up()
+    await first.task
+    assert view_of(worker, job["id"]).status == "canceled"
 
 
 @pytest.mark.asyncio

@@ -483,6 +483,13 @@ async def test_an_uploaded_file_can_be_used_until_it_is_deleted(
 
 
 @pytest.mark.asyncio
+async def test_a_picture_that_is_not_drawn_yet_is_the_input_of_nothing(client: httpx2.AsyncClient) -> None:
+    first = await create(client)
+    body = {"input": {"prompt": "a dog", "image": f"http://localhost/jobs/{first['id']}/images/0"}}
+    assert_refused(await client.post(CREATE, json=body), 422, "upload_unknown", "input.image")
+
+
+@pytest.mark.asyncio
 async def test_a_picture_of_one_prediction_is_the_input_of_another(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:

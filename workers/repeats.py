@@ -122,6 +122,7 @@ class Repeats:
     """The pools of one Redis. Thread-safe. `digest`: over all that an order says."""
 
     def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
         self._attend = client.register_script(_ATTEND)
         self._renew = client.register_script(_RENEW)
         self._take_over = client.register_script(_TAKE_OVER)
@@ -162,6 +163,10 @@ class Repeats:
     def give_up(self, attempt: Attempt) -> bool:
         """Closes an order that was left and not taken over; False when it was."""
         return bool(self._give_up(keys=[attempt.pool], args=[attempt.member, attempt.order]))
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """It was refused. Others that named the same order wait on."""
+        self._redis.zrem(attempt.pool, attempt.member)
 
     def close(self, attempt: Attempt) -> None:
         """The order has its answer."""

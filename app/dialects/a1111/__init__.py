@@ -46,11 +46,10 @@ def _refuse(problem: Problem, request_id: str) -> Response:
     return JSONResponse(document, problem.status, problem.headers)
 
 
-def _router() -> APIRouter:
-    router = APIRouter()
-    for part in (routes, extras, lists):
-        router.include_router(part.router)
-    return router
-
-
-DIALECT = Dialect(routes.NAME, re.compile(r"/sdapi/v1(/.*)?"), _router(), _refuse, _FIELD_NAMES)
+DIALECT = Dialect(
+    name=routes.NAME,
+    paths=re.compile(r"/sdapi/v1(/.*)?"),
+    router=APIRouter(routes=[*routes.router.routes, *extras.router.routes, *lists.router.routes]),
+    refuse=_refuse,
+    field_names=_FIELD_NAMES,
+)

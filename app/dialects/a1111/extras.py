@@ -6,6 +6,7 @@ upscalers do, ours draw with their factor, and the answer is reduced to what was
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import anyio.to_thread
 from fastapi import APIRouter, Request
 from PIL import Image
+from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
@@ -47,7 +49,7 @@ async def extra_single_image(request: Request, services: ServicesHere, _tenant: 
     """A picture enlarged."""
     _, body = await read(request, services, ExtraSingleImage)
     files, told = await _enlarged(request, services, body, [("image", body.image)])
-    return await answer(lambda: {"image": in_base64(files[0]), "html_info": told}, len(files[0]))
+    return await answer(lambda: {"image": in_base64(files[0]), "html_info": told})
 
 
 @router.post(f"{ROOT}/extra-batch-images")
@@ -60,7 +62,7 @@ async def extra_batch_images(request: Request, services: ServicesHere, _tenant: 
     def document() -> Any:
         return {"images": [in_base64(file) for file in files], "html_info": told}
 
-    return await answer(document, sum(map(len, files)))
+    return await answer(document)
 
 
 async def _enlarged(
@@ -114,9 +116,10 @@ async def _all_ended(
             payload = Payload(fields, {"image": upload.png})
             views.append(await queued(request, services, payload, {"model": "upscaler_1"}))
         ended = [await _succeeded(request, services, view) for view in views]
-    except (Problem, ClientDisconnect):
+    except (Problem, ClientDisconnect, RedisError):
         for view in views:
-            await services.on_board(services.board.cancel, view.record.id)
+            with contextlib.suppress(RedisError):
+                await services.on_board(services.board.cancel, view.record.id)
         raise
     return ended
 

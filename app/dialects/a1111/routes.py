@@ -24,7 +24,7 @@ from app.dialects.a1111.current import current_of
 from app.dialects.a1111.infotext import values_of
 from app.dialects.a1111.translate import Fields, image_to_image, text_to_image
 from app.errors import Problem
-from app.intake import LARGE_BODY_BYTES, parsed, queue_job, read_body
+from app.intake import parsed, queue_job, read_body
 from app.payload import Payload, read_payload
 from app.resolve import schema_problem
 from app.services import Services, ServicesHere, TenantHere
@@ -48,18 +48,21 @@ Built = TypeVar("Built")
 async def txt2img(request: Request, services: ServicesHere, tenant: TenantHere) -> Response:
     """Pictures from a prompt."""
     sent, body = await read(request, services, TextToImage)
-    fields = text_to_image(body, await current_of(services, tenant))
-    return await _drawn(request, services, body, fields, sent)
+    payload = Payload(text_to_image(body, await current_of(services, tenant)))
+    view = await queued(request, services, payload, _OF_PICTURES)
+    return await _drawn(request, services, view, body, sent)
 
 
 @router.post(f"{ROOT}/img2img")
 async def img2img(request: Request, services: ServicesHere, tenant: TenantHere) -> Response:
     """Pictures from a picture; with a mask, a part of it drawn anew."""
     sent, body = await read(request, services, ImageToImage)
-    fields = image_to_image(body, await current_of(services, tenant))
-    if not body.include_init_images:
+    payload = Payload(image_to_image(body, await current_of(services, tenant)))
+    view = await queued(request, services, payload, _OF_PICTURES)
+    if not body.include_init_images:  # nor are they held: the wait for the job may be long
         sent |= {name: None for name in ("init_images", "mask") if name in sent}
-    return await _drawn(request, services, body, fields, sent)
+        payload, body = Payload({}), body.model_copy(update={"init_images": None, "mask": None})
+    return await _drawn(request, services, view, body, sent)
 
 
 async def read(request: Request, services: Services, kind: type[AnyBody]) -> tuple[Fields, AnyBody]:
@@ -97,10 +100,8 @@ async def queued(request: Request, services: Services, payload: Payload, names: 
         raise in_words_of(names, problem) from problem
 
 
-async def answer(document: Callable[[], Any], size_bytes: int) -> Response:
-    """A JSON answer with pictures of so many bytes in it; large ones are written in a thread."""
-    if size_bytes < LARGE_BODY_BYTES:
-        return JSONResponse(document())
+async def answer(document: Callable[[], Any]) -> Response:
+    """A JSON answer with pictures in it, written in a thread: it can be large."""
     return await anyio.to_thread.run_sync(lambda: JSONResponse(document()))
 
 
@@ -111,8 +112,7 @@ def in_base64(data: bytes) -> str:
 # --- the answer to a drawing call ------------------------------------------------------------------------------------
 
 
-async def _drawn(request: Request, services: Services, body: Drawing, fields: Fields, sent: Fields) -> Response:
-    view = await queued(request, services, Payload(fields), _OF_PICTURES)
+async def _drawn(request: Request, services: Services, view: JobView, body: Drawing, sent: Fields) -> Response:
     view = await until_ended(request, services, view)
     # An interrupted call answers with what it has, as it always did in this API. Here that is nothing.
     files = [] if view.status == "canceled" else await picture_files(services, view)
@@ -122,7 +122,7 @@ async def _drawn(request: Request, services: Services, body: Drawing, fields: Fi
         info = _info(view, body, [texts_of(file).get(PARAMETERS, "") for file in files])
         return {"images": images, "parameters": sent, "info": json.dumps(info)}
 
-    return await answer(document, sum(map(len, files)))
+    return await answer(document)
 
 
 def _info(view: JobView, body: Drawing, infotexts: list[str]) -> dict[str, Any]:

@@ -32,21 +32,19 @@ _DRAWING = frozenset({"text-to-image", "image-to-image", "inpainting"})
 @router.post("/v1/images/generations")
 async def generate(request: Request, services: ServicesHere, _tenant: TenantHere) -> Response:
     """Pictures from a prompt."""
-    body = await read_body(request)
-    wanted = await parsed(services, body, lambda: words.generation(_read(request, body)))
-    return await _draw(request, services, wanted)
+    return await _draw(request, services, await _read_prompt(request, services))
 
 
 @router.post("/v1/images/edits")
 async def edit(request: Request, services: ServicesHere, _tenant: TenantHere) -> Response:
     """A picture drawn anew, where the mask says or as a whole."""
-    return await _draw_from_picture(request, services, words.edit)
+    return await _draw(request, services, await _read_picture(request, services, words.edit))
 
 
 @router.post("/v1/images/variations")
 async def vary(request: Request, services: ServicesHere, _tenant: TenantHere) -> Response:
     """A picture drawn anew as a whole."""
-    return await _draw_from_picture(request, services, words.variation)
+    return await _draw(request, services, await _read_picture(request, services, words.variation))
 
 
 @router.get("/v1/models")
@@ -79,15 +77,18 @@ def _read(request: Request, body: bytes) -> Payload:
         raise
 
 
-async def _draw_from_picture(
-    request: Request, services: Services, translate: Callable[[Payload, int], Wanted]
-) -> Response:
+async def _read_prompt(request: Request, services: Services) -> Wanted:
+    body = await read_body(request)
+    return await parsed(services, body, lambda: words.generation(_read(request, body)))
+
+
+async def _read_picture(request: Request, services: Services, translate: Callable[[Payload, int], Wanted]) -> Wanted:
     body, max_pixels = await read_body(request), services.settings.max_upload_pixels
 
     def look() -> Wanted:
         return translate(_read(request, body), max_pixels)
 
-    return await _draw(request, services, await anyio.to_thread.run_sync(look, limiter=services.decoders))
+    return await anyio.to_thread.run_sync(look, limiter=services.decoders)
 
 
 async def _draw(request: Request, services: Services, wanted: Wanted) -> Response:
@@ -100,6 +101,7 @@ async def _draw(request: Request, services: Services, wanted: Wanted) -> Respons
             accepted = await queue_job(request, services, wanted.payload, attempt.idempotency, dialect=_NAME)
         except Problem as problem:
             raise in_words_of(wanted.names, problem) from problem
+        wanted = wanted.once_queued
         if wanted.is_stream:
             return _streamed(services, accepted.view, wanted, attempt)
         view = await attempt.until_ended(request, accepted.view)

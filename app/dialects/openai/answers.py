@@ -183,7 +183,8 @@ async def _picture_events(services: Services, view: JobView, wanted: Wanted) -> 
     assert stream.view.record.outcome is not None, "a job that succeeded has no outcome. This is a bug."
     picture = stream.view.record.outcome.pictures[0]
     more = {"usage": _NO_TOKENS, "seed": picture.seed, "id": view.record.id}
-    yield _picture_event(f"{wanted.event}.completed", files[0], size_of(picture), output_format, more)
+    kind, size = f"{wanted.event}.completed", size_of(picture)
+    yield await anyio.to_thread.run_sync(_picture_event, kind, files[0], size, output_format, more)
 
 
 def _preview_file(event: PreviewEvent) -> bytes:

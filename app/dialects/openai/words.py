@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -79,6 +79,11 @@ class Wanted:
     partial_images: int
     names: Mapping[str, str]
     """Our fields -> the words that this request has for them, for refusals."""
+
+    @property
+    def once_queued(self) -> Wanted:
+        """Without what came with it: the wait for the job may be long, and pictures take room."""
+        return replace(self, payload=Payload({}), sent=Payload({}))
 
 
 def read_value(name: str, text: str) -> Any:

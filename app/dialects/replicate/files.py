@@ -21,7 +21,7 @@ from app.intake import parsed, read_body
 from app.parts import JPEG, PNG, is_webp
 from app.payload import Payload, read_payload, require_no_files_but
 from app.services import Services, ServicesHere, TenantHere
-from workers.contract import created_at_of, new_job_id
+from workers.contract import ENDED, created_at_of, new_job_id
 
 router = APIRouter()
 
@@ -71,6 +71,8 @@ async def bytes_at(services: Services, tenant: str, field: str, text: str) -> by
             return await _file(services, tenant, upload[1])
         if picture:
             view = await services.owned_job(picture[1], tenant)
+            if view.status not in ENDED:
+                raise Problem("image_not_ready")
             return (await picture_files(services, view))[int(picture[2])]
     except (Problem, IndexError) as error:
         if isinstance(error, Problem) and error.code in ("store_unavailable", "not_ready"):

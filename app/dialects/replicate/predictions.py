@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.sse import format_sse_event
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -89,7 +90,7 @@ async def read_prediction_as_it_is(
     request: Request, services: ServicesHere, tenant: TenantHere, job_id: str
 ) -> Response:
     view = await _own(request, services, tenant, job_id)
-    return JSONResponse(await _document(request, services, view))
+    return await _written(await _document(request, services, view))
 
 
 @router.post("/v1/predictions/{job_id}/cancel")
@@ -97,7 +98,7 @@ async def cancel_prediction(request: Request, services: ServicesHere, tenant: Te
     """One that has ended stays as it is."""
     view = await _own(request, services, tenant, job_id)
     canceled = await services.on_board(services.board.cancel, job_id)
-    return JSONResponse(await _document(request, services, canceled or view))
+    return await _written(await _document(request, services, canceled or view))
 
 
 @router.get("/v1/predictions/{job_id}/stream")
@@ -158,7 +159,7 @@ async def _create(request: Request, services: Services, sent: _Sent, owner: str,
     document = await _document(request, services, view)
     if wait_s is not None and view.status not in ENDED:
         document["status"] = "starting"  # what a client takes for "ask again", however far the job is
-    return JSONResponse(document, 201, headers)
+    return await _written(document, 201, headers)
 
 
 def _wait_s(request: Request, services: Services) -> float | None:
@@ -179,8 +180,9 @@ async def _with_files(
     controls = []
     for number, control in enumerate(fields.get("controls", ())):
         data = await bytes_at(services, tenant, f"controls/{number}/image", control["image"])
-        as_text = {} if data is None else {"image": base64.b64encode(data).decode()}  # no part of a form can be one
-        controls.append({**control, **as_text})
+        if data is not None:  # no part of a form can be one
+            control = {**control, "image": await anyio.to_thread.run_sync(_in_base64, data)}
+        controls.append(control)
     others = {name: value for name, value in fields.items() if name not in files}
     return {**others, **({"controls": controls} if controls else {})}, files
 
@@ -206,14 +208,25 @@ async def _document(request: Request, services: Services, view: JobView) -> dict
     return document
 
 
+async def _written(document: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """The answer, written in a thread: there can be pictures in it."""
+    return await anyio.to_thread.run_sync(JSONResponse, document, status, headers)
+
+
 async def _data_urls(services: Services, view: JobView) -> list[str]:
     files = await picture_files(services, view)
     outcome = view.record.outcome
     assert outcome is not None, "a job without an outcome counts as a success. This is a bug."
-    return [
-        f"data:{picture.media_type};base64,{base64.b64encode(data).decode()}"
-        for picture, data in zip(outcome.pictures, files, strict=True)
-    ]
+    types = [picture.media_type for picture in outcome.pictures]
+
+    def write() -> list[str]:
+        return [f"data:{kind};base64,{_in_base64(file)}" for kind, file in zip(types, files, strict=True)]
+
+    return await anyio.to_thread.run_sync(write)
+
+
+def _in_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 # --- events ----------------------------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ from app.uploads import (
     read_mask,
     read_upload,
 )
-from app.webhook_address import Refused, read_target
-from app.webhook_body import NATIVE
+from app.webhooks.address import Refused, read_target
+from app.webhooks.body import NATIVE
 from workers.board import Idempotency, IdempotencyConflict, NotDurable
 from workers.contract import Delivery, JobView, ModelEntry, Priority, Submission, Webhook, new_job_id
 

@@ -39,11 +39,11 @@ from app.schemas import GENERATE_BODY, PreviewEvent, ProgressEvent
 from app.security import KeyRing, load_keys
 from app.services import Services
 from app.settings import ApiSettings
-from app.webhook_address import Resolver
-from app.webhook_body import Render, bodies_of
-from app.webhook_post import Courier
-from app.webhook_sign import Secrets
-from app.webhooks import LEASE_S, SHARES, Sender
+from app.webhooks.address import Resolver
+from app.webhooks.body import Render, bodies_of
+from app.webhooks.post import Courier
+from app.webhooks.sender import LEASE_S, SHARES, Sender
+from app.webhooks.sign import Secrets
 from workers.board import JobBoard
 from workers.choices import Choices
 from workers.connection import LONGEST_BLOCK_S, connect, connect_async

@@ -25,7 +25,7 @@ from app.room import Room
 from app.security import KeyRing
 from app.settings import ApiSettings
 from app.streams import JobStream
-from app.webhook_sign import Secrets
+from app.webhooks.sign import Secrets
 from workers.board import JobBoard
 from workers.choices import Choices
 from workers.contract import JobView, created_at_of

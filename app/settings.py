@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.connection import parse_url
 
-from app.webhook_address import Allowed
+from app.webhooks.address import Allowed
 from workers.contract import RETENTION_S
 
 MIB = 1024 * 1024

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from app.exit_status import EXIT_SETTINGS
+from app.cli.exit_status import EXIT_SETTINGS
 
 _FUTILE = frozenset({EXIT_SETTINGS, os.EX_USAGE})
 """Statuses of a child that cannot work with these settings: starting it again would not help."""

@@ -24,9 +24,9 @@ from PIL import Image
 from rq.suspension import suspend
 
 from app.cli import main
-from app.cli_generate import output_format, output_paths, request_body
-from app.cli_options import parser
-from app.cli_progress import Progress, sentence
+from app.cli.generate import output_format, output_paths, request_body
+from app.cli.options import parser
+from app.cli.progress import Progress, sentence
 from app.client import Job
 from app.client import Progress as StepProgress
 from app.listener import CannotListen, bind, url_of

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from app.cli import main
-from app.cli_options import parser
-from app.cli_replay import replay_body, verdict_lines
+from app.cli.options import parser
+from app.cli.replay import replay_body, verdict_lines
 from app.client import Reason, Verdict
 from app.listener import bind, url_of
 from models.request import PictureRequest

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from app.cli_options import parser
+from app.cli.options import parser
 from app.errors import ERRORS
 from app.main import create_app
 from app.schemas import JobDocument

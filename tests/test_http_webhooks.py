@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from replicate.webhook import InvalidSignatureError, WebhookSigningSecret
 from replicate.webhook import Webhooks as Replicate
 
-from app import webhook_body, webhooks
 from app.events import Mailbox
 from app.settings import ApiSettings
+from app.webhooks import body as webhook_body
+from app.webhooks import sender as webhooks
 from tests.board_values import make_entry, make_submission
 from tests.http_kit import ALICE, BOB, KEYS, FakeWorker, is_untouched, png, serving
 from tests.process_kit import ApiServer
@@ -464,7 +465,7 @@ async def test_a_name_that_leads_inside_is_found_out_when_it_is_called(
     redis_url, store, worker, receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the door its name is not looked up: the answer would tell which names there are inside."""
-    monkeypatch.setattr("app.webhook_address._look_up", lambda name: ["127.0.0.1"])
+    monkeypatch.setattr("app.webhooks.address._look_up", lambda name: ["127.0.0.1"])
     async with serving(redis_url, store) as client:
         job = await post(client, f"http://hooks.example.org:{receiver.port}/")
         worker.draw(job["id"])

@@ -72,7 +72,7 @@ def test_the_api_and_the_command_line_load_without_the_worker_extra() -> None:
 import sys
 for name in {HEAVY!r}:
     sys.modules[name] = None  # importing it raises ImportError
-import app.main, app.cli, app.cli_generate, app.cli_keys, app.serve, app.listener, workers.board
+import app.main, app.cli, app.cli.generate, app.cli.keys, app.serve, app.listener, workers.board
 app.main.create_app()
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -22,7 +22,7 @@ import pytest
 import redis
 from PIL import Image
 
-from app.cli_generate import own_server
+from app.cli.generate import own_server
 from app.client import Client, Job
 from app.supervisor import Backoff, describe
 from tests.process_kit import ROOT, Console, wait_until_gone

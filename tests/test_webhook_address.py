@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.webhook_address import NOT_PUBLIC, Allowed, Refused, Resolver, checked_addresses, is_public, read_target
+from app.webhooks.address import NOT_PUBLIC, Allowed, Refused, Resolver, checked_addresses, is_public, read_target
 
 NOBODY = Allowed()
 

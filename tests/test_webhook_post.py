@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from app.webhook_address import Allowed, Resolve
-from app.webhook_post import Courier, Undelivered
+from app.webhooks.address import Allowed, Resolve
+from app.webhooks.post import Courier, Undelivered
 from tests.receiver import FakeReceiver, Received, Reply
 
 pytestmark = pytest.mark.asyncio

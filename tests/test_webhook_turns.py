@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from app.webhooks import next_message
+from app.webhooks.sender import next_message
 from tests.board_values import make_entry, make_submission
 from tests.http_kit import FakeWorker
 from workers import scripts

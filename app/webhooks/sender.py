@@ -1,7 +1,7 @@
 """The sender of webhooks: one task of each API process.
 
 Owns what there is to tell of a job, in which order, and when a failed attempt is repeated. `workers.webhooks` says
-whose turn it is; `app.webhook_post` delivers; `app.webhook_body` finds the words.
+whose turn it is; `app.webhooks.post` delivers; `app.webhooks.body` finds the words.
 
     started ─> progress, at most every half second ─> ended
 
@@ -24,9 +24,9 @@ from redis.exceptions import RedisError
 
 from app.events import EventHub, Mailbox
 from app.metrics import HttpMetrics
-from app.webhook_body import Render
-from app.webhook_post import TIMEOUT_S, Answer, Courier, Undelivered
-from app.webhook_sign import Secrets
+from app.webhooks.body import Render
+from app.webhooks.post import TIMEOUT_S, Answer, Courier, Undelivered
+from app.webhooks.sign import Secrets
 from workers.board import JobBoard
 from workers.contract import WEBHOOK_NEWS, JobView, Webhook, WebhookEvent, WebhookState
 from workers.webhooks import Shares, Turn, Webhooks

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.exit_status import EXIT_FAILED, EXIT_SETTINGS
+from app.cli.exit_status import EXIT_FAILED, EXIT_SETTINGS
 from app.security import TENANT, KeysInvalid, hash_key, load_keys
 from app.settings import ApiSettings
 

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from app.cli_generate import explain
-from app.cli_progress import duration
+from app.cli.generate import explain
+from app.cli.progress import duration
 from app.client import DEFAULT_SERVER, Client, ClientError
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-from app.webhook_address import Address, Allowed, Refused, Resolve, Target, checked_addresses, read_target
+from app.webhooks.address import Address, Allowed, Refused, Resolve, Target, checked_addresses, read_target
 
 TIMEOUT_S = 10.0
 """For everything: the name, the connection, all redirects and the answer."""

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from app.cli import complain
-from app.cli_progress import Progress
+from app.cli.exit_status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS, EXIT_UNREACHABLE
+from app.cli.progress import Progress
 from app.client import DEFAULT_SERVER, Client, ClientError, Job, JobFailed, Model, Refused, Request, Unreachable
-from app.exit_status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS, EXIT_UNREACHABLE
 
 _START_TIMEOUT_S = 300.0
 """Seconds that a server may take from its start to its first picture; loading a large model from a slow disk fits."""

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from app.cli_options import parser
-from app.exit_status import EXIT_CANNOT_LISTEN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS
+from app.cli.exit_status import EXIT_CANNOT_LISTEN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SETTINGS
+from app.cli.options import parser
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -107,31 +107,31 @@ def _worker(_options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from app.cli_generate import generate
+    from app.cli.generate import generate
 
     return generate(options)
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from app.cli_replay import replay
+    from app.cli.replay import replay
 
     return replay(options)
 
 
 def _models(options: argparse.Namespace) -> int:
-    from app.cli_generate import models
+    from app.cli.generate import models
 
     return models(options)
 
 
 def _status(options: argparse.Namespace) -> int:
-    from app.cli_status import status
+    from app.cli.status import status
 
     return status(options)
 
 
 def _keys(options: argparse.Namespace) -> int:
-    from app.cli_keys import run
+    from app.cli.keys import run
 
     return _with_settings(lambda: run(options))
 
@@ -146,6 +146,3 @@ _COMMANDS = {
     "status": _status,
     "keys": _keys,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

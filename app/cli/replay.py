@@ -11,10 +11,10 @@ import sys
 import uuid
 
 from app.cli import complain
-from app.cli_generate import NotSaved, check_directory, explain, follow, patient_client
-from app.cli_progress import Progress
+from app.cli.exit_status import EXIT_FAILED, EXIT_SETTINGS
+from app.cli.generate import NotSaved, check_directory, explain, follow, patient_client
+from app.cli.progress import Progress
 from app.client import DEFAULT_SERVER, ClientError, JobFailed, Replay, Verdict
-from app.exit_status import EXIT_FAILED, EXIT_SETTINGS
 
 
 def replay(options: argparse.Namespace) -> int:

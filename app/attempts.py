@@ -27,11 +27,10 @@ from typing import Self
 import anyio.to_thread
 from fastapi import Request
 from redis.exceptions import RedisError
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.dialect import hung_up, until_ended_or_hung_up
+from app.dialect import HungUp, hung_up, until_ended_or_hung_up
 from app.errors import Problem
 from app.intake import idempotency_of
 from app.payload import Payload
@@ -70,14 +69,14 @@ class OpenAttempt:
         if isinstance(error, Problem) and not is_repeated(error):
             with contextlib.suppress(RedisError):
                 await self.services.on_board(self.services.repeats.withdraw, self.attempt)
-        elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
+        elif isinstance(error, Exception) and not isinstance(error, HungUp):
             await self.leave()
 
     async def until_ended(self, request: Request, view: JobView) -> JobView:
         """As `app.dialect.until_ended`, but the job of a client that hangs up is canceled only if no repeat comes."""
         try:
             return await until_ended_or_hung_up(request, self.services, view)
-        except ClientDisconnect:
+        except HungUp:
             self._end_renewing()
             await self.services.on_board(self.services.repeats.leave, self.attempt)
             await self._wait_for_repeat(view)
@@ -129,7 +128,7 @@ async def begin(request: Request, services: Services, payload: Payload, *, is_re
     digest = hashlib.sha256(f"{request.url.path} {payload.digest}".encode()).hexdigest()
     attempt = await _taken_over(services, tenant, digest) if is_repeat else None
     if attempt is None and is_repeat and await request.is_disconnected():
-        raise ClientDisconnect  # it has been sent yet again while we looked
+        raise HungUp  # it has been sent yet again while we looked
     if attempt is None:
         attempt = await services.on_board(services.repeats.begin, tenant, digest)
     return OpenAttempt(services, attempt, Idempotency(key=attempt.order, body_digest=payload.digest))

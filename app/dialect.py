@@ -35,6 +35,10 @@ _LOOK_S = 30.0
 """A job that ended or vanished without an event is found out after that."""
 
 
+class HungUp(ClientDisconnect):
+    """The client waits for its pictures no more: nobody reads the answer."""
+
+
 @dataclass(frozen=True)
 class Dialect:
     """One way in. `paths` matches every path that belongs to it, also those that none of its routes answers."""
@@ -67,7 +71,10 @@ def dialect_of(path: str, dialects: Sequence[Dialect]) -> Dialect | None:
 
 
 def in_words_of(names: Mapping[str, str], problem: Problem) -> Problem:
-    """The same problem with its fields, in pointers and in backticks, under other names."""
+    """The same problem with its fields, in pointers and in backticks, under other names. A field that nobody knows has
+    none but its own."""
+    if problem.code == "field_unknown":
+        return problem
     renamed = copy.copy(problem)
     renamed.detail = _renamed(names, problem.detail)
     renamed.errors = tuple(
@@ -98,10 +105,10 @@ def refuse_unsupported(named: Mapping[str, str]) -> None:
 
 async def until_ended(request: Request, services: Services, view: JobView) -> JobView:
     """The job as it ended, however long that takes. A client that hangs up before has its job canceled, and
-    ClientDisconnect is raised. Raises Problem `job_gone` when the job is erased meanwhile."""
+    HungUp is raised. Raises Problem `job_gone` when the job is erased meanwhile."""
     try:
         return await until_ended_or_hung_up(request, services, view)
-    except ClientDisconnect:
+    except HungUp:
         await services.on_board(services.board.cancel, view.record.id)
         raise
 
@@ -115,7 +122,7 @@ async def until_ended_or_hung_up(request: Request, services: Services, view: Job
             await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 ended.cancel()
-                raise ClientDisconnect
+                raise HungUp
             view = ended.result()
     finally:
         gone.cancel()

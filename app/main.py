@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from app.dialect import Dialect, installed_dialects
+from app.dialect import Dialect, HungUp, installed_dialects
 from app.errors import FieldError, Problem, ProblemDocument
 from app.events import EventHub
 from app.gate import Gate, problem_answer
@@ -53,6 +53,8 @@ from workers.reservations import Reservations
 from workers.store import open_store
 from workers.webhooks import Webhooks
 
+HUNG_UP_STATUS = 499
+"""For the log and the figures alone, as other servers count it: the answer reaches nobody."""
 _EXPOSED = ("Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "ETag")
 _ROUTERS = (
     *(generate.router, replay.router, jobs.router, models.router, admin.router, health.router),
@@ -170,6 +172,8 @@ def _map_faults(app: FastAPI, log: Any, dialects: tuple[Dialect, ...]) -> None:
     routers = [*_ROUTERS, *(dialect.router for dialect in dialects)]
 
     async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, HungUp):
+            return Response(status_code=HUNG_UP_STATUS)
         problem = _problem_of(error, request, routers)
         request_id = request.scope["state"]["request_id"]
         if isinstance(error, RedisError):

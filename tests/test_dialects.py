@@ -168,8 +168,10 @@ async def test_who_hangs_up_has_the_job_canceled(client: httpx2.AsyncClient, wor
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/tiny/draw", "headers": headers, "query_string": b""}
 
-    async def send(_message: Any) -> None:
-        pass
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
 
     call = asyncio.create_task(app(scope, messages.get, send))
     job_id = await asyncio.to_thread(worker.next_job)
@@ -178,6 +180,7 @@ async def test_who_hangs_up_has_the_job_canceled(client: httpx2.AsyncClient, wor
     view = worker.board.get(job_id)
     assert view is not None
     assert view.status == "canceled"
+    assert sent[0]["status"] == 499
 
 
 @pytest.mark.parametrize("scheme", ["Bearer {}", "token {}", "Basic {}"])
@@ -196,6 +199,8 @@ async def test_only_fields_are_renamed_and_nothing_else_that_looks_like_one() ->
     assert renamed.errors[0].pointer == "/size"
     assert renamed.detail.startswith("`size` 9 is no multiple of 8; the width is in pixels.")
     assert problem.errors[0].pointer == "/width"
+    unknown = field_problem("field_unknown", "width", "There is no `width`.")
+    assert in_words_of({"width": "size"}, unknown).errors[0].pointer == "/width"
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,9 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from PIL import Image
 from redis.exceptions import RedisError
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app.dialect import picture_files, refuse_unsupported, require_success, until_ended
+from app.dialect import HungUp, picture_files, refuse_unsupported, require_success, until_ended
 from app.dialects.a1111.bodies import ExtraBatchImages, Extras, ExtraSingleImage, PngInfo
 from app.dialects.a1111.current import upscalers
 from app.dialects.a1111.infotext import values_of
@@ -116,7 +115,7 @@ async def _all_ended(
             payload = Payload(fields, {"image": upload.png})
             views.append(await queued(request, services, payload, {"model": "upscaler_1"}))
         ended = [await _succeeded(request, services, view) for view in views]
-    except (Problem, ClientDisconnect, RedisError):
+    except (Problem, HungUp, RedisError):
         for view in views:
             with contextlib.suppress(RedisError):
                 await services.on_board(services.board.cancel, view.record.id)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import html
 import io
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
@@ -46,41 +46,77 @@ _ASKS_FOR_NOTHING = {
 @router.post(f"{ROOT}/extra-single-image")
 async def extra_single_image(request: Request, services: ServicesHere, _tenant: TenantHere) -> Response:
     """A picture enlarged."""
-    _, body = await read(request, services, ExtraSingleImage)
-    files, told = await _enlarged(request, services, body, [("image", body.image)])
-    return await answer(lambda: {"image": in_base64(files[0]), "html_info": told})
+    enlarging = await _begin(request, services, ExtraSingleImage)
+    files = await enlarging.files(request, services)
+    return await answer(lambda: {"image": in_base64(files[0]), "html_info": enlarging.told})
 
 
 @router.post(f"{ROOT}/extra-batch-images")
 async def extra_batch_images(request: Request, services: ServicesHere, _tenant: TenantHere) -> Response:
     """Several pictures enlarged, a job each."""
-    _, body = await read(request, services, ExtraBatchImages)
-    texts = [(f"imageList/{number}/data", image.data) for number, image in enumerate(body.imageList)]
-    files, told = await _enlarged(request, services, body, texts)
-
-    def document() -> Any:
-        return {"images": [in_base64(file) for file in files], "html_info": told}
-
-    return await answer(document)
+    enlarging = await _begin(request, services, ExtraBatchImages)
+    files = await enlarging.files(request, services)
+    return await answer(lambda: {"images": [in_base64(file) for file in files], "html_info": enlarging.told})
 
 
-async def _enlarged(
-    request: Request, services: Services, body: Extras, texts: list[tuple[str, str]]
-) -> tuple[list[bytes], str]:
-    """A file for each picture, and what was done. All are looked at before the first is queued."""
+async def _begin(request: Request, services: Services, kind: type[ExtraSingleImage | ExtraBatchImages]) -> _Enlarging:
+    """A job for each picture. All are looked at before the first is queued; none is held while the jobs are waited
+    for."""
+    _, body = await read(request, services, kind)
     refuse_unsupported({name: what for name, what in _ASKS_FOR_NOTHING.items() if getattr(body, name)})
+    texts = _texts(body)
     upscaler = await _upscaler(services, body.upscaler_1 or NO_UPSCALER, len(texts))
     uploads = [await _upload(services, name, text) for name, text in texts]
     if upscaler is None:
-        return [upload.png for upload in uploads], "<p></p>"
+        return _Enlarging("<p></p>", unchanged=[upload.png for upload in uploads])
     plans = [_plan(body, upload, upscaler) for upload in uploads]
-    views = await _all_ended(request, services, upscaler, uploads)
-    files: list[bytes] = []
-    for plan, view in zip(plans, views, strict=True):
-        (file,) = await picture_files(services, view)
-        files.append(await anyio.to_thread.run_sync(plan.reduced, file, limiter=services.decoders))
-    told = f"{plans[0].told}, Postprocess upscaler: {upscaler.name}"
-    return files, f"<p>{html.escape(told)}</p>"
+    told = f"<p>{html.escape(f'{plans[0].told}, Postprocess upscaler: {upscaler.name}')}</p>"
+    enlarging = _Enlarging(told, plans)
+    async with _all_or_none(services, enlarging.views):
+        for upload in uploads:
+            payload = Payload({"task": "upscale", "model": upscaler.name}, {"image": upload.png})
+            enlarging.views.append(await queued(request, services, payload, {"model": "upscaler_1"}))
+    return enlarging
+
+
+def _texts(body: ExtraSingleImage | ExtraBatchImages) -> list[tuple[str, str]]:
+    """The pictures in base64, and the names of their fields."""
+    if isinstance(body, ExtraSingleImage):
+        return [("image", body.image)]
+    return [(f"imageList/{number}/data", image.data) for number, image in enumerate(body.imageList)]
+
+
+@contextlib.asynccontextmanager
+async def _all_or_none(services: Services, views: list[JobView]) -> AsyncIterator[None]:
+    """When one job is refused, fails, or the client hangs up, the others are canceled."""
+    try:
+        yield
+    except (Problem, HungUp, RedisError):
+        for view in views:
+            with contextlib.suppress(RedisError):
+                await services.on_board(services.board.cancel, view.record.id)
+        raise
+
+
+@dataclass(frozen=True)
+class _Enlarging:
+    """Jobs on their way, what their pictures are to become, and what is told of it."""
+
+    told: str
+    plans: list[_Plan] = field(default_factory=list)
+    views: list[JobView] = field(default_factory=list)
+    unchanged: list[bytes] = field(default_factory=list)
+    """The pictures themselves, where nothing is enlarged."""
+
+    async def files(self, request: Request, services: Services) -> list[bytes]:
+        """A file for each picture, when all are drawn. Raises Problem."""
+        files = list(self.unchanged)
+        async with _all_or_none(services, self.views):
+            ended = [await _succeeded(request, services, view) for view in self.views]
+        for plan, view in zip(self.plans, ended, strict=True):
+            (file,) = await picture_files(services, view)
+            files.append(await anyio.to_thread.run_sync(plan.reduced, file, limiter=services.decoders))
+        return files
 
 
 async def _upscaler(services: Services, name: str, count: int) -> ModelEntry | None:
@@ -102,25 +138,6 @@ async def _upload(services: Services, name: str, text: str) -> Upload:
         return read_upload(decode_base64(text, name), services.settings.max_upload_pixels, name)
 
     return await anyio.to_thread.run_sync(read_text, limiter=services.decoders)
-
-
-async def _all_ended(
-    request: Request, services: Services, upscaler: ModelEntry, uploads: list[Upload]
-) -> list[JobView]:
-    """The jobs as they ended. When one is refused, fails, or the client hangs up, the others are canceled."""
-    views: list[JobView] = []
-    try:
-        for upload in uploads:
-            fields = {"task": "upscale", "model": upscaler.name}
-            payload = Payload(fields, {"image": upload.png})
-            views.append(await queued(request, services, payload, {"model": "upscaler_1"}))
-        ended = [await _succeeded(request, services, view) for view in views]
-    except (Problem, HungUp, RedisError):
-        for view in views:
-            with contextlib.suppress(RedisError):
-                await services.on_board(services.board.cancel, view.record.id)
-        raise
-    return ended
 
 
 async def _succeeded(request: Request, services: Services, view: JobView) -> JobView:
